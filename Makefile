@@ -1,0 +1,38 @@
+# `make demo` and `make test` need Python >= 3.11, pip and make; they set up everything else in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: demo test check docs clean
+
+demo: $(VENV)/.local
+	$(BIN)/fwasync demo
+
+test: check docs
+	$(BIN)/pytest
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+
+docs: $(VENV)/.dev
+	$(BIN)/mkdocs build --strict --quiet
+
+clean:
+	rm -rf $(VENV) site
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fwasync needs Python 3.11 or newer, and this is " + sys.version.split()[0] + "; say `make PYTHON=python3.12 ...`")'
+	$(PYTHON) -m venv $(VENV)
+
+# Stamps: reinstall when what is to be installed changed. The local service without torch is enough for the demo.
+$(VENV)/.local: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) install --constraint constraints.txt --editable '.[local]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) install --constraint constraints.txt --editable '.[dev]'
+	touch $@ $(VENV)/.local

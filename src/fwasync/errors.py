@@ -1,0 +1,195 @@
+"""Every error that fwasync raises, in one tree.
+
+```
+FwasyncError                          what happened · cause · what to do; never holds a secret
+├─ UsageError (ValueError)            our caller's side: nothing was sent
+│  ├─ DatumError                      a datum or batch that cannot be sent
+│  └─ ClosedError                     used outside its `async with`
+├─ TransportError                     the network: no answer was received
+│  ├─ ServiceUnreachableError         nothing answers at that address
+│  └─ RetryBudgetExhaustedError       it stayed broken for the whole retry budget
+├─ ServiceError                       the service answered no; has `status`
+│  ├─ BadRequestError                 400, 422 and other refusals of the content
+│  ├─ AuthenticationError             401
+│  ├─ PermissionDeniedError           403
+│  ├─ NotFoundError                   404
+│  ├─ ConflictError                   409
+│  ├─ RateLimitError                  429
+│  ├─ ServiceUnavailableError         5xx
+│  └─ ProtocolError                   an answer that is not the trainer API's
+└─ OperationError                     an operation was accepted or queued and did not succeed
+   ├─ OperationFailedError            the service ran it and it failed; has `category`
+   ├─ OperationTimeoutError (TimeoutError)   our deadline; carries the future, which stays good
+   ├─ OperationWithdrawnError         it was withdrawn before it was sent
+   ├─ ResultLostError                 the service no longer knows its result
+   ├─ SequenceBrokenError             nothing more can be sent on this client
+   └─ SessionLostError                the service ended the session
+```
+
+The four branches answer an operator's first question: was it my input, the network, a refusal, or a failed
+operation? Errors carry `request_id` where one is known and pickle like any exception with one message.
+To add one: subclass the branch, mix in the stdlib class that callers would catch, draw it above, export it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fwasync.training.future import APIFuture
+
+__all__ = (
+    "AuthenticationError",
+    "BadRequestError",
+    "ClosedError",
+    "ConflictError",
+    "DatumError",
+    "FwasyncError",
+    "NotFoundError",
+    "OperationError",
+    "OperationFailedError",
+    "OperationTimeoutError",
+    "OperationWithdrawnError",
+    "PermissionDeniedError",
+    "ProtocolError",
+    "RateLimitError",
+    "ResultLostError",
+    "RetryBudgetExhaustedError",
+    "SequenceBrokenError",
+    "ServiceError",
+    "ServiceUnavailableError",
+    "ServiceUnreachableError",
+    "SessionLostError",
+    "TransportError",
+    "UsageError",
+)
+
+
+class FwasyncError(Exception):
+    """Base of every error that fwasync raises on purpose."""
+
+
+class UsageError(FwasyncError, ValueError):
+    """The call cannot be carried out as it was made; nothing was sent."""
+
+
+class DatumError(UsageError):
+    """A datum or batch that no trainer could take: empty, of disagreeing lengths, NaN …"""
+
+
+class ClosedError(UsageError):
+    """The object is used before its `async with` was entered or after it was left."""
+
+
+class TransportError(FwasyncError):
+    """No answer was received; whether the request had an effect is unknown."""
+
+
+class ServiceUnreachableError(TransportError):
+    """Nothing accepts connections at the address: wrong URL, or the service is not running."""
+
+
+class RetryBudgetExhaustedError(TransportError):
+    """The request kept failing for the whole retry budget."""
+
+
+class ServiceError(FwasyncError):
+    """The service answered, and the answer is no.
+
+    Attributes:
+        status: The HTTP status.
+        request_id: The service's id of the operation, where there is one.
+    """
+
+    def __init__(self, message: str, *, status: int = 0, request_id: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.request_id = request_id
+
+
+class BadRequestError(ServiceError):
+    """The service refuses the content of the request."""
+
+
+class AuthenticationError(ServiceError):
+    """The API key is missing, wrong or expired."""
+
+
+class PermissionDeniedError(ServiceError):
+    """The API key is good and does not allow this."""
+
+
+class NotFoundError(ServiceError):
+    """The service does not know the model, checkpoint, session or path."""
+
+
+class ConflictError(ServiceError):
+    """The request contradicts what the service already has."""
+
+
+class RateLimitError(ServiceError):
+    """Too many requests, for longer than the retry budget."""
+
+
+class ServiceUnavailableError(ServiceError):
+    """The service kept answering 5xx for longer than the retry budget."""
+
+
+class ProtocolError(ServiceError):
+    """The answer is not one of the trainer API: is the URL that of a trainer service?"""
+
+
+class OperationError(FwasyncError):
+    """An operation was queued or accepted, and did not succeed.
+
+    Attributes:
+        request_id: The service's id of the operation, if it had been accepted.
+    """
+
+    def __init__(self, message: str, *, request_id: str | None = None) -> None:
+        super().__init__(message)
+        self.request_id = request_id
+
+
+class OperationFailedError(OperationError):
+    """The service accepted the operation, ran it, and it failed.
+
+    Attributes:
+        category: `"user"` (the input is at fault, a retry fails again), `"server"` or `"unknown"`.
+    """
+
+    def __init__(self, message: str, *, category: str = "unknown", request_id: str | None = None) -> None:
+        super().__init__(message, request_id=request_id)
+        self.category = category
+
+
+class OperationTimeoutError(OperationError, TimeoutError):
+    """The caller's `timeout` ran out; the operation itself is untouched by that.
+
+    Attributes:
+        future: The operation's future: its `state` says whether it will take effect, and awaiting it
+            again goes on waiting. `None` where there is no future to go back to.
+    """
+
+    def __init__(self, message: str, *, future: APIFuture[Any] | None = None, request_id: str | None = None) -> None:
+        super().__init__(message, request_id=request_id)
+        self.future = future
+
+
+class OperationWithdrawnError(OperationError):
+    """The operation was withdrawn while it was queued; the service never saw it."""
+
+
+class ResultLostError(OperationError):
+    """The service no longer knows the operation's result; the operation may have taken effect."""
+
+
+class SequenceBrokenError(OperationError):
+    """Nothing more can be sent on this training client without risking order or a doubled effect.
+
+    The way out: leave the client, create a new one, and load the last checkpoint.
+    """
+
+
+class SessionLostError(OperationError):
+    """The service ended the session, and with it the models that were not saved."""
