@@ -1,0 +1,257 @@
+"""One service, one API key: requests with retries, and typed errors for all that can go wrong.
+
+The transport under the httpx API is aiohttp's: httpx's own connection pool stays dead after requests that
+were cancelled while they waited for a connection, and cancellation is what this library promises. There is no
+limit on connections here; who sends many requests limits them before they get here.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import aiohttp
+import anyio
+import httpx
+from httpx_aiohttp import AiohttpTransport
+
+from fwasync._http.faults import fault_text, refusal
+from fwasync._http.retry import DEFAULT, RETRYABLE_STATUSES, RetryPolicy, retry_after
+from fwasync._version import __version__
+from fwasync.errors import RetryBudgetExhaustedError, ServiceUnreachableError, TransportError, UsageError
+
+__all__ = ("Answer", "Body", "Http", "Transport", "Unanswered", "service_url")
+
+Transport = httpx.AsyncBaseTransport
+"""What carries the requests: any httpx transport."""
+
+Body = Sequence[bytes]
+"""A request's body in pieces. It is kept whole until the request is answered, so that it can be sent
+again."""
+
+_WRITE_SIZE = 256 * 1024
+_ATTEMPT_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Whatever the service answered, success or not."""
+
+    status: int
+    body: bytes
+    retry_after_s: float | None
+
+
+class Unanswered(TransportError):
+    """One attempt got no answer. `connected` is false if it cannot have reached the service."""
+
+    def __init__(self, message: str, *, connected: bool) -> None:
+        super().__init__(message)
+        self.connected = connected
+
+
+def service_url(base_url: str) -> str:
+    """A base URL as we use it: checked, without the API's own path and without a trailing slash.
+
+    Raises:
+        UsageError: It is not an http(s) URL.
+    """
+    try:
+        url = httpx.URL(base_url)
+    except httpx.InvalidURL as error:
+        raise UsageError(f"base_url {base_url!r} is not a URL: {error}") from error
+    if url.scheme not in ("http", "https") or not url.host:
+        raise UsageError(f"base_url {base_url!r} must look like https://host or http://127.0.0.1:8000")
+    if url.userinfo:
+        raise UsageError("base_url must not carry a user name or password; pass api_key instead")
+    return base_url.rstrip("/").removesuffix("/api/v1").rstrip("/")
+
+
+def _transport() -> httpx.AsyncBaseTransport:
+    def session() -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30.0),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            # A body sent in pieces is drained by us; aiohttp's own decompression and redirects stay off.
+            auto_decompress=False,
+        )
+
+    return AiohttpTransport(client=session)
+
+
+class Http:
+    """A connection pool to one trainer service.
+
+    Args:
+        base_url: The service's URL, without `/api/v1`.
+        api_key: Sent as `X-API-Key`; never shown.
+        transport: Another httpx transport, for tests.
+    """
+
+    def __init__(self, base_url: str, api_key: str, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        self.base_url = service_url(base_url)
+        self._secret = api_key
+        self._client = httpx.AsyncClient(
+            transport=transport or _transport(),
+            timeout=None,  # time-outs are cancel scopes, see `attempt`
+            headers={
+                "Accept": "application/json",
+                "Content-Type": "application/json",
+                "User-Agent": f"fwasync/{__version__}",
+                "X-API-Key": api_key,
+                "X-Tinker-Sampling-Backpressure": "1",
+            },
+        )
+
+    def __repr__(self) -> str:
+        return f"<Http {self.base_url}>"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        with anyio.CancelScope(shield=True):  # closing sockets takes no waiting, and must happen
+            await self._client.aclose()
+
+    def error_text(self, answer: Answer) -> str:
+        """What the body of a refusal says, safe to show."""
+        return fault_text(answer.body, secret=self._secret)
+
+    async def attempt(
+        self,
+        method: str,
+        path: str,
+        body: Body = (),
+        *,
+        idempotency_key: str | None = None,
+        timeout: float = _ATTEMPT_TIMEOUT_S,
+    ) -> Answer:
+        """Send a request once.
+
+        Args:
+            method: HTTP method.
+            path: Below `/api/v1`, without a leading slash.
+            body: Pieces of the JSON body.
+            idempotency_key: The same for all attempts at one thing.
+            timeout: Seconds from the start to the last byte of the answer.
+
+        Returns:
+            The answer, whatever its status.
+
+        Raises:
+            Unanswered: There was none.
+
+        **Cancellation:** the connection is closed; whether the service acted is unknown.
+        """
+        size = sum(map(len, body))
+        request = self._client.build_request(
+            method,
+            f"{self.base_url}/api/v1/{path}",
+            content=b"".join(body) if size <= _WRITE_SIZE else _written(body),
+            headers={"Content-Length": str(size)} if body else None,
+        )
+        if idempotency_key is not None:
+            request.headers["X-Idempotency-Key"] = idempotency_key
+        try:
+            with anyio.fail_after(timeout):
+                response = await self._client.send(request)
+        except TimeoutError:
+            raise Unanswered(f"no answer within {timeout:g} s", connected=True) from None
+        except httpx.HTTPError as error:
+            # The adapter reports a refused connection as a time-out; its cause tells.
+            refused = isinstance(error, httpx.ConnectError) or isinstance(error.__cause__, aiohttp.ClientConnectorError)
+            raise Unanswered(self._safe(error), connected=not refused) from error
+        except OSError as error:  # what a socket says before aiohttp wraps it
+            raise Unanswered(self._safe(error), connected=True) from error
+        return Answer(response.status_code, response.content, retry_after(response.headers, now=time.time()))
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        body: Body = (),
+        *,
+        retry: RetryPolicy = DEFAULT,
+        timeout: float = _ATTEMPT_TIMEOUT_S,
+    ) -> bytes:
+        """Send a request until it is answered for good: the body of a success, or an error.
+
+        All attempts carry one idempotency key.
+
+        Raises:
+            ServiceError: A refusal; its class tells which.
+            ServiceUnreachableError: Nothing ever accepted a connection within the retry budget.
+            RetryBudgetExhaustedError: No final answer within the retry budget; whether the request had an
+                effect is unknown.
+
+        **Cancellation:** as for `attempt`.
+        """
+        key = f"fwasync-{uuid.uuid4()}"
+        started = anyio.current_time()
+        attempt = 0
+        reached = False
+        while True:
+            attempt += 1
+            failure: Answer | Unanswered
+            try:
+                failure = await self.attempt(method, path, body, idempotency_key=key, timeout=timeout)
+            except Unanswered as error:
+                failure, wanted = error, None
+                reached = reached or error.connected
+            else:
+                if 200 <= failure.status < 300:
+                    return failure.body
+                if failure.status not in RETRYABLE_STATUSES:
+                    raise self.refusal(failure, path)
+                reached, wanted = True, failure.retry_after_s
+            delay = retry.delay(
+                attempt,
+                elapsed_s=anyio.current_time() - started,
+                jitter=random.random(),
+                retry_after_s=wanted,
+            )
+            if delay is None:
+                raise self._given_up(failure, path, attempt, anyio.current_time() - started, reached=reached)
+            await anyio.sleep(delay)
+
+    def refusal(self, answer: Answer, path: str) -> Exception:
+        """The typed error for an answer that is not a success."""
+        return refusal(answer.status, self.error_text(answer), what=path, url=self.base_url)
+
+    def _given_up(
+        self, failure: Answer | Unanswered, path: str, attempts: int, elapsed_s: float, *, reached: bool
+    ) -> Exception:
+        tried = f"after {attempts} attempts in {elapsed_s:.1f} s"
+        if isinstance(failure, Answer):
+            error = self.refusal(failure, path)
+            error.add_note(f"given up {tried}")
+            return error
+        if not reached:
+            return ServiceUnreachableError(
+                f"{path}: nothing answers at {self.base_url} ({failure}; {tried}). "
+                "Check base_url, and that the service is running."
+            )
+        return RetryBudgetExhaustedError(f"{path}: no answer from {self.base_url} ({failure}; {tried})")
+
+    def _safe(self, error: Exception) -> str:
+        text = str(error) or type(error).__name__
+        return text.replace(self._secret, "***") if self._secret else text
+
+
+async def _written(body: Body) -> AsyncIterator[bytes]:
+    """The body in writes of moderate size: one huge write would copy it all at once, on the loop."""
+    pending = bytearray()
+    for piece in body:
+        pending += piece
+        if len(pending) >= _WRITE_SIZE:
+            yield bytes(pending)
+            pending.clear()
+    if pending:
+        yield bytes(pending)

@@ -1,0 +1,68 @@
+"""What a refusal means: status and body become one typed error with a way out, and never a secret."""
+
+from __future__ import annotations
+
+import msgspec
+
+from fwasync._wire import messages
+from fwasync.errors import (
+    AuthenticationError,
+    BadRequestError,
+    ConflictError,
+    NotFoundError,
+    PermissionDeniedError,
+    ProtocolError,
+    RateLimitError,
+    ServiceError,
+    ServiceUnavailableError,
+)
+
+__all__ = ("fault_text", "refusal")
+
+_LONGEST_TEXT = 600
+
+_BY_STATUS: dict[int, tuple[type[ServiceError], str]] = {
+    401: (AuthenticationError, "check the API key"),
+    403: (PermissionDeniedError, "this API key may not do that"),
+    404: (NotFoundError, ""),
+    409: (ConflictError, ""),
+    429: (RateLimitError, "send fewer requests at a time, or try later"),
+}
+
+
+def fault_text(body: bytes, *, secret: str) -> str:
+    """What an error body says, cut to a readable length, with the API key masked should it be echoed."""
+    try:
+        fault = messages.decode(body, messages.ServiceFault)
+        said = next(
+            (part for part in (fault.detail, fault.error, fault.message) if part not in (None, "", [], {})),
+            None,
+        )
+        text = said if isinstance(said, str) else "" if said is None else msgspec.json.encode(said).decode()
+    except msgspec.MsgspecError:
+        text = body.decode("utf-8", errors="replace")
+        if "<html" in text.lower():
+            text = "an HTML page"
+    if secret:
+        text = text.replace(secret, "***")  # before it is cut, or a piece of the key could remain
+    text = " ".join(text.split())
+    return text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + " …"
+
+
+def refusal(status: int, text: str, *, what: str, url: str) -> ServiceError:
+    """The error for an answer that is not a success.
+
+    Args:
+        status: HTTP status, not 2xx.
+        text: What the body says (see `fault_text`).
+        what: The request, as its caller would name it.
+        url: Where it went.
+    """
+    if status < 400:
+        return ProtocolError(
+            f"{what}: {url} answered {status}, which no trainer service does; check base_url", status=status
+        )
+    default = ServiceUnavailableError if status >= 500 or status in (408, 425) else BadRequestError
+    kind, hint = _BY_STATUS.get(status, (default, ""))
+    parts = [f"{what} was refused by {url} with status {status}", text, hint]
+    return kind(": ".join(part for part in parts if part), status=status)

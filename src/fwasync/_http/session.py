@@ -1,0 +1,141 @@
+"""The session that a trainer service keeps for one client: opened, kept alive, finished."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import logging
+from functools import partial
+from types import TracebackType
+from typing import Self
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from fwasync._http.background import Background
+from fwasync._http.client import Http, Transport, Unanswered
+from fwasync._http.reading import read
+from fwasync._http.retry import CONTACT
+from fwasync._version import __version__
+from fwasync._wire.messages import CreateSessionRequest, SessionCreated, SessionHeartbeat, encode
+from fwasync.errors import ClosedError, NotFoundError, ProtocolError, SessionLostError
+
+__all__ = ("Session",)
+
+logger = logging.getLogger("fwasync.session")
+
+_HEARTBEAT_S = 10.0
+_FAREWELL_S = 0.5
+
+
+class Session:
+    """One session on one service. An async context manager; everything it runs ends with it.
+
+    Args:
+        base_url: The service.
+        api_key: Its key.
+        transport: Another httpx transport, for tests.
+    """
+
+    def __init__(self, base_url: str, api_key: str, *, transport: Transport | None = None) -> None:
+        self.http = Http(base_url, api_key, transport=transport)
+        self._background = Background()
+        self._session_id: str | None = None
+        self._lost: str | None = None
+        self._model_numbers = itertools.count()
+        self._sampler_numbers = itertools.count()
+
+    def __repr__(self) -> str:
+        return f"<Session {self._session_id or 'not open'} at {self.http.base_url}>"
+
+    @property
+    def session_id(self) -> str:
+        """The service's id for this session.
+
+        Raises:
+            ClosedError: Not entered, or left already.
+            SessionLostError: The service has ended it.
+        """
+        if self._session_id is None:
+            raise ClosedError(
+                "the service client is not open: use it as `async with AsyncServiceClient(...) as service:`"
+            )
+        if self._lost is not None:
+            raise SessionLostError(
+                f"the service ended session {self._session_id}: {self._lost}. What was not saved is "
+                "gone: open a new service client, create the model again and load its last checkpoint."
+            )
+        return self._session_id
+
+    def next_model_number(self) -> int:
+        """A `model_seq_id`, each given once."""
+        return next(self._model_numbers)
+
+    def next_sampler_number(self) -> int:
+        """A `sampling_session_seq_id`, each given once."""
+        return next(self._sampler_numbers)
+
+    async def __aenter__(self) -> Self:
+        await self._background.open()
+        try:
+            session_id = await self._create()
+            # The types of data and results. Importing them takes seconds where torch is installed: not on the
+            # loop.
+            types = partial(importlib.import_module, "tinker.types")
+            await anyio.to_thread.run_sync(types, abandon_on_cancel=True)
+        except BaseException:
+            await self._aclose()
+            raise
+        self._session_id = session_id
+        self._background.start(self._beat, session_id)
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        session_id, self._session_id = self._session_id, None
+        if session_id is not None and self._lost is None:
+            with anyio.move_on_after(_FAREWELL_S, shield=True):
+                await self._finish(session_id, "success" if exc is None else "errored")
+        await self._aclose()
+
+    async def _aclose(self) -> None:
+        try:
+            await self._background.aclose()
+        finally:
+            await self.http.__aexit__(None, None, None)
+
+    async def _create(self) -> str:
+        request = CreateSessionRequest(tags=[], user_metadata={}, sdk_version=f"fwasync-{__version__}")
+        try:
+            body = await self.http.call("POST", "create_session", [encode(request)], retry=CONTACT)
+            return read("create_session", body, SessionCreated).session_id
+        except (NotFoundError, ProtocolError) as error:
+            raise ProtocolError(
+                f"{self.http.base_url} is not a trainer service: it does not answer create_session as one "
+                f"({error}). Check base_url."
+            ) from error
+
+    async def _beat(self, session_id: str) -> None:
+        body = [encode(SessionHeartbeat(session_id=session_id))]
+        while True:
+            await anyio.sleep(_HEARTBEAT_S)
+            try:
+                answer = await self.http.attempt("POST", "session_heartbeat", body, timeout=_HEARTBEAT_S)
+            except Unanswered as error:
+                logger.warning("a heartbeat of the session was not answered: %s", error)
+                continue
+            if answer.status == 410:
+                self._lost = self.http.error_text(answer) or "it says the session is finished"
+                logger.error("the service ended the session: %s", self._lost)
+                return
+
+    async def _finish(self, session_id: str, reason: str) -> None:
+        body = msgspec.json.encode({"reason": {"type": reason}})
+        try:
+            await self.http.attempt("POST", f"sessions/{session_id}/finish", [body])
+        except Unanswered as error:
+            # A courtesy: services that know nothing of it, or are gone, end the session by its missing
+            # heartbeats.
+            logger.debug("the end of the session was not told: %s", error)

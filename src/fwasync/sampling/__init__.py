@@ -1,0 +1,1 @@
+"""Sampling: completions from a snapshot or a base model, many at a time."""

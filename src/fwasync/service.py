@@ -1,0 +1,143 @@
+"""`AsyncServiceClient`: the door to a trainer service."""
+
+from __future__ import annotations
+
+import os
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+from urllib.parse import urlsplit
+
+from fwasync._http.client import Transport
+from fwasync._http.reading import read
+from fwasync._http.session import Session
+from fwasync._wire.messages import Capabilities
+from fwasync.errors import UsageError
+from fwasync.sampling.client import AsyncSamplingClient
+from fwasync.training.client import AsyncTrainingClient
+
+if TYPE_CHECKING:
+    from tinker.types import GetServerCapabilitiesResponse
+
+__all__ = ("AsyncServiceClient",)
+
+# A vendor's key goes to that vendor's hosts only.
+_KEYS_BY_HOST = {"fireworks.ai": "FIREWORKS_API_KEY", "thinkingmachines.dev": "TINKER_API_KEY"}
+_OWN_KEY = "FWASYNC_API_KEY"
+
+
+class AsyncServiceClient:
+    """A session on a trainer service that speaks the Tinker training API.
+
+    ```python
+    async with AsyncServiceClient("http://127.0.0.1:8000", api_key) as service:
+        async with service.create_training_client("fwasync/qwen3-tiny", lora_rank=8) as client:
+            ...
+    ```
+
+    Everything runs on the caller's event loop, in tasks that end when the block is left.
+
+    Args:
+        base_url: The service. Unset: the environment's `FWASYNC_BASE_URL`, else `TINKER_BASE_URL`.
+        api_key: Its key. Unset: the environment's `FWASYNC_API_KEY`, else `FIREWORKS_API_KEY` for hosts of fireworks.ai
+            and `TINKER_API_KEY` for those of thinkingmachines.dev. It is never shown.
+        transport: Another httpx transport, to reach the service in a way of your own.
+
+    Raises:
+        UsageError: URL or key are missing or malformed.
+        ServiceUnreachableError: On entering: nothing answers there.
+        ProtocolError: On entering: what answers is not a trainer service.
+        AuthenticationError: On entering: the key is not accepted.
+    """
+
+    def __init__(
+        self, base_url: str | None = None, api_key: str | None = None, *, transport: Transport | None = None
+    ) -> None:
+        url = base_url or os.environ.get("FWASYNC_BASE_URL") or os.environ.get("TINKER_BASE_URL")
+        if not url:
+            raise UsageError(
+                "no base_url: pass the trainer service's URL, or set FWASYNC_BASE_URL. "
+                "`fwasync serve` starts one on this machine and prints its URL."
+            )
+        self._session = Session(url, _api_key(url, api_key), transport=transport)
+
+    def __repr__(self) -> str:
+        return f"<AsyncServiceClient {self.base_url}>"
+
+    @property
+    def base_url(self) -> str:
+        """The service's URL."""
+        return self._session.http.base_url
+
+    def create_training_client(
+        self, base_model: str, lora_rank: int = 32, *, seed: int | None = None
+    ) -> AsyncTrainingClient:
+        """A client that trains a new model; entering it with `async with` creates the model on the service.
+
+        Args:
+            base_model: One of the service's models (see `get_server_capabilities`).
+            lora_rank: Rank of the LoRA adapter, or 0 to train all parameters.
+            seed: Seed of the adapter's initial weights.
+
+        Raises:
+            UsageError: The rank is negative.
+            OperationFailedError, BadRequestError: On entering: the service does not have the base model, or not at
+                that rank.
+        """
+        return AsyncTrainingClient(self._session, base_model=base_model, lora_rank=lora_rank, seed=seed)
+
+    def create_sampling_client(
+        self, *, model_path: str | None = None, base_model: str | None = None
+    ) -> AsyncSamplingClient:
+        """A client that samples from a snapshot or from a base model; entered with `async with`.
+
+        Args:
+            model_path: A snapshot's path, from `save_weights_for_sampler`.
+            base_model: Or one of the service's models.
+
+        Raises:
+            UsageError: Both or neither are given.
+            NotFoundError, BadRequestError: On entering: the service does not have it.
+        """
+        return AsyncSamplingClient(self._session, model_path=model_path, base_model=base_model)
+
+    async def get_server_capabilities(self) -> GetServerCapabilitiesResponse:
+        """The models that the service can train and sample.
+
+        **Cancellation:** nothing remains.
+        """
+        from tinker.types import GetServerCapabilitiesResponse, SupportedModel
+
+        body = await self._session.http.call("GET", "get_server_capabilities")
+        capabilities = read("get_server_capabilities", body, Capabilities)
+        return GetServerCapabilitiesResponse(
+            supported_models=[
+                SupportedModel(
+                    model_name=model.model_name,
+                    max_context_length=model.max_context_length,
+                    trainable=model.trainable,
+                    sampleable=model.sampleable,
+                )
+                for model in capabilities.supported_models
+            ]
+        )
+
+    async def __aenter__(self) -> Self:
+        await self._session.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self._session.__aexit__(exc_type, exc, tb)
+
+
+def _api_key(url: str, api_key: str | None) -> str:
+    host = urlsplit(url).hostname or ""
+    vendor = next((key for domain, key in _KEYS_BY_HOST.items() if f".{host}".endswith(f".{domain}")), None)
+    names = [_OWN_KEY, vendor] if vendor else [_OWN_KEY]
+    key = api_key or next((os.environ[name] for name in names if os.environ.get(name)), None)
+    if not key:
+        raise UsageError(f"no API key for {url}: pass api_key, or set {' or '.join(names)}")
+    if not key.isascii() or any(character.isspace() for character in key):
+        raise UsageError("the API key contains a space, a line break or a character that no key has; was it cut?")
+    return key

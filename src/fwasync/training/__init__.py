@@ -1,0 +1,1 @@
+"""Training: the client of one model, its order of operations, and the futures of their results."""

@@ -1,0 +1,116 @@
+"""A user's datums: checked, encoded in pieces, cut into chunks; and results put together again.
+
+Everything is checked before anything is sent, so that a bad datum at the end of a batch leaves no half-sent
+batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
+import numpy as np
+
+from fwasync._http.slices import in_slices
+from fwasync._wire.messages import decode
+from fwasync._wire.tensors import Array, ForwardBackwardEnvelope, decode_outputs, encode_batch, model_input_json
+from fwasync.errors import DatumError, ProtocolError
+from fwasync.training.merge import merge_metrics
+
+if TYPE_CHECKING:
+    from tinker.types import Datum, ForwardBackwardOutput
+
+__all__ = ("encode_chunks", "merge_results", "plan_chunks")
+
+MAX_CHUNK_DATUMS = 1024
+MAX_CHUNK_BYTES = 5_000_000
+
+
+def _arrays(datum: Datum, where: str) -> dict[str, Array]:
+    """The checked loss_fn_inputs of a datum: int64 or float32, finite, as long as its model input."""
+    length = datum.model_input.length
+    if length == 0:
+        raise DatumError(f"{where}: model_input is empty")
+    arrays: dict[str, Array] = {}
+    for name, tensor in datum.loss_fn_inputs.items():
+        array = np.asarray(cast("Any", tensor).to_numpy())
+        array = cast("Array", array.astype(np.int64 if array.dtype.kind in "iub" else np.float32, copy=False))
+        if array.ndim == 0 or array.shape[0] != length:
+            raise DatumError(
+                f"{where}: loss_fn_inputs[{name!r}] has shape {list(array.shape)}, but model_input has "
+                f"{length} tokens; there must be one entry for each token"
+            )
+        if array.dtype == np.float32 and not np.isfinite(array).all():
+            position = int(np.argmin(np.isfinite(array).reshape(-1)))
+            raise DatumError(
+                f"{where}: loss_fn_inputs[{name!r}] is {array.reshape(-1)[position]} at position {position}; "
+                "only finite numbers can be trained on"
+            )
+        arrays[name] = array
+    return arrays
+
+
+def _checked(data: Sequence[Datum]) -> Iterator[tuple[bytes, Mapping[str, Array]]]:
+    for index, datum in enumerate(data):
+        where = f"datum {index} of {len(data)}"
+        try:
+            arrays = _arrays(datum, where)
+            yield model_input_json(datum.model_input), arrays
+        except DatumError:
+            raise
+        except (AttributeError, TypeError, ValueError) as error:
+            raise DatumError(f"{where} cannot be encoded: {error}") from error
+
+
+def plan_chunks(sizes: Sequence[int], *, max_datums: int, max_bytes: int) -> list[slice]:
+    """Cut a batch into runs of at most `max_datums` datums and, where there are several, `max_bytes` bytes."""
+    chunks: list[slice] = []
+    start = 0
+    held = 0
+    for index, size in enumerate(sizes):
+        if index > start and (index - start >= max_datums or held + size > max_bytes):
+            chunks.append(slice(start, index))
+            start, held = index, 0
+        held += size
+    chunks.append(slice(start, len(sizes)))
+    return chunks
+
+
+async def encode_chunks(
+    data: Sequence[Datum], *, backward: bool, loss_fn: str, loss_fn_config: Mapping[str, Any] | None
+) -> list[list[bytes]]:
+    """The beginnings of the request bodies for a batch, one for each chunk (see `encode_batch`).
+
+    Raises:
+        DatumError: A datum cannot be sent; the text names its index and field.
+    """
+    if len(data) == 0:
+        raise DatumError("the batch is empty: pass at least one datum")
+
+    def encode(part: Sequence[tuple[bytes, Mapping[str, Array]]]) -> Iterator[bytes]:
+        return encode_batch(part, backward=backward, loss_fn=loss_fn, loss_fn_config=loss_fn_config)
+
+    checked = await in_slices(_checked(data))
+    sizes = [len(tokens) + 10 * sum(array.size for array in arrays.values()) for tokens, arrays in checked]
+    plan = plan_chunks(sizes, max_datums=MAX_CHUNK_DATUMS, max_bytes=MAX_CHUNK_BYTES)
+    return [await in_slices(encode(checked[chunk])) for chunk in plan]
+
+
+async def merge_results(bodies: Sequence[bytes]) -> ForwardBackwardOutput:
+    """The result of a batch from those of its chunks, in order."""
+    from tinker.types import ForwardBackwardOutput, TensorData
+
+    try:
+        envelopes = [decode(body, ForwardBackwardEnvelope) for body in bodies]
+        records = [record for envelope in envelopes for record in await in_slices(decode_outputs(envelope))]
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise ProtocolError(f"a result of forward or forward_backward cannot be read: {error}") from error
+    return ForwardBackwardOutput(
+        loss_fn_output_type=envelopes[0].loss_fn_output_type or "",
+        loss_fn_outputs=[{name: TensorData.from_numpy(array) for name, array in record.items()} for record in records],
+        metrics=merge_metrics(
+            [envelope.metrics or {} for envelope in envelopes],
+            weights=[len(envelope.loss_fn_outputs) for envelope in envelopes],
+        ),
+    )

@@ -1,0 +1,168 @@
+"""The lane: operations of one model, admitted one after the other in the order of the calls.
+
+The number of a request (`seq_id`) is given when it is sent, so an operation that is withdrawn while it is
+queued leaves no hole. Numbers start at 1 and go up by one with each acknowledged request.
+
+**Rejected numbers.** A definite refusal of a request leaves open whether the service counted its number. The
+next request is sent with that same number: a service that did not count it takes it, one that did says that
+the number belongs to another request (409), and then the following number is right. Neither case can leave a
+hole or apply anything twice. Where a request was neither refused nor acknowledged, or a refusal came in the
+middle of an operation, no rule is safe, and the lane is broken: all that is queued, and all that comes, fails
+with `SequenceBrokenError`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+import anyio
+
+from fwasync._http.reading import read
+from fwasync._http.retrieve import retrieve
+from fwasync._http.session import Session
+from fwasync._wire.futures import NotReady
+from fwasync._wire.messages import Submitted
+from fwasync.errors import (
+    ClosedError,
+    ConflictError,
+    SequenceBrokenError,
+    ServiceError,
+)
+from fwasync.training.operation import EFFECT_UNKNOWN, AnyOperation
+
+__all__ = ("Lane",)
+
+
+class Lane:
+    """The order of one model's operations, and their way to the service.
+
+    Args:
+        session: Where the model lives.
+        model_id: The model.
+    """
+
+    def __init__(self, session: Session, model_id: str) -> None:
+        self.model_id = model_id
+        self._session = session
+        self._queue: deque[AnyOperation] = deque()
+        self._current: AnyOperation | None = None
+        self._wakeup = anyio.Event()
+        self._next_number = 1
+        self._number_in_doubt = False
+        self._broken: str | None = None
+        self._closed = False
+        self._scope = anyio.CancelScope(shield=True)
+
+    @property
+    def queued(self) -> int:
+        """How many operations wait for their turn."""
+        return len(self._queue)
+
+    def append(self, operation: AnyOperation) -> None:
+        """Give an operation its place in the order.
+
+        Raises:
+            ClosedError: The client was left.
+        """
+        if self._closed:
+            raise ClosedError(f"{operation.verb}: the training client is closed; submit inside its `async with` block")
+        self._queue.append(operation)
+        self._wakeup.set()
+
+    async def run(self) -> None:
+        """Admit operations until closed. Runs in the client's task group, shielded from the callers' cancellation."""
+        with self._scope:
+            while True:
+                while self._queue:
+                    await self._admit(self._queue.popleft())
+                self._wakeup = anyio.Event()
+                await self._wakeup.wait()
+
+    async def _admit(self, operation: AnyOperation) -> None:
+        if operation.state == "withdrawn":
+            return
+        if self._broken is not None:
+            operation.fail(self._broken_error(operation.verb), took_effect=False)
+            return
+        self._current = operation
+        await operation.admit(self)
+        self._current = None
+
+    async def aclose(self, *, grace_s: float) -> None:
+        """Withdraw what is queued, let the admission in flight end within `grace_s` seconds, and stop."""
+        self._closed = True
+        while self._queue:
+            self._queue.popleft().withdraw()
+        current = self._current
+        if current is not None:
+            with anyio.move_on_after(grace_s, shield=True):
+                await current.admitted()
+            if not current.decided and current.state == "admitting":
+                error = SequenceBrokenError(
+                    f"{current.verb} was still being sent when its client was left; it may have taken effect"
+                )
+                current.fail(error, took_effect=None)
+        self._scope.cancel()
+
+    # -- what an operation uses while it has its turn ------------------------------------------
+
+    async def send(self, path: str, body: Callable[[int], list[bytes]], *, part: int = 0, parts: int = 1) -> str | int:
+        """Send one numbered request until it is acknowledged.
+
+        Args:
+            path: Below `/api/v1`.
+            body: Gives the body for a number.
+            part: Which of the operation's requests that have an effect this is, from 0.
+            parts: How many of them there are.
+
+        Returns:
+            The request id.
+
+        Raises:
+            SequenceBrokenError: The order is in doubt from here on.
+            ServiceError: The service refused it; the lane goes on.
+            TransportError: No answer; the lane is broken from here on. So it is after a failure of the service
+                itself (5xx), or an answer that cannot be read.
+        """
+        try:
+            answer = await self._send_numbered(path, body)
+            submitted = read(path, answer, Submitted)
+        except EFFECT_UNKNOWN as error:
+            self._broken = f"{path} was not acknowledged and may or may not have taken effect ({error})"
+            raise
+        except ServiceError as error:
+            self._number_in_doubt = True
+            if part > 0:
+                self._broken = (
+                    f"{path} was refused after {part} of {parts} parts of its batch had been accepted ({error})"
+                )
+                raise self._broken_error(path) from error
+            raise
+        self._next_number += 1
+        self._number_in_doubt = False
+        return submitted.request_id
+
+    async def _send_numbered(self, path: str, body: Callable[[int], list[bytes]]) -> bytes:
+        http = self._session.http
+        _ = self._session.session_id  # raises if the session is lost
+        try:
+            return await http.call("POST", path, body(self._next_number))
+        except ConflictError:
+            if not self._number_in_doubt:
+                raise
+        self._next_number += 1
+        self._number_in_doubt = False
+        return await http.call("POST", path, body(self._next_number))
+
+    async def fetch(
+        self, request_id: str | int, *, what: str, on_wait: Callable[[NotReady], None] | None = None
+    ) -> bytes:
+        """The body of a request's result."""
+        return await retrieve(self._session.http, request_id, what=what, on_wait=on_wait)
+
+    def _broken_error(self, what: str) -> SequenceBrokenError:
+        return SequenceBrokenError(
+            f"{what}: the order of operations of model {self.model_id} is in doubt: {self._broken}. Leave this client, "
+            "create a new one, and load the last checkpoint."
+        )
