@@ -15,7 +15,6 @@ test: check docs
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
-	$(BIN)/lint-imports
 	$(BIN)/pyright
 
 docs: $(VENV)/.dev

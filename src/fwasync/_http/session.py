@@ -13,7 +13,7 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from fwasync._http.background import Background
+from fwasync._background import Background
 from fwasync._http.client import Http, Transport, Unanswered
 from fwasync._http.reading import read
 from fwasync._http.retry import CONTACT

@@ -11,7 +11,7 @@ import anyio
 import msgspec
 import numpy as np
 
-from fwasync._http.background import Background
+from fwasync._background import Background
 from fwasync._http.client import Unanswered
 from fwasync._http.reading import read
 from fwasync._http.retrieve import retrieve

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 import anyio
 import msgspec
 
-from fwasync._http.background import Background
+from fwasync._background import Background
 from fwasync._http.reading import read
 from fwasync._http.retrieve import retrieve
 from fwasync._http.session import Session
@@ -146,10 +146,10 @@ class AsyncTrainingClient:
         It holds its place in the order from its forward to its backward: nothing slips in between.
 
         Args:
-            data: The batch; each datum needs `target_tokens`. Other inputs stay here, for your function to
-            use. loss_fn: `loss_fn(data, logprobs) -> (loss, metrics)`, where `logprobs` holds a float32
-                tensor for each datum, of the shape of its `target_tokens`. A sync function runs in a worker
-                thread, so the event loop goes on; an async one is awaited on the loop.
+            data: The batch; each datum needs `target_tokens`. Other inputs stay here, for your function to use.
+            loss_fn: `loss_fn(data, logprobs) -> (loss, metrics)`, where `logprobs` holds a float32 tensor for each
+                datum, of the shape of its `target_tokens`. A sync function runs in a worker thread, so the event
+                loop goes on; an async one is awaited on the loop.
             timeout: Seconds each wait may take.
 
         Returns:

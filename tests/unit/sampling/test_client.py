@@ -1,0 +1,121 @@
+"""Sampling: many at once, exactly the numbers that were sampled, and cancellation that is told to the service."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+import anyio.lowlevel
+import numpy as np
+import pytest
+
+from fwasync import AsyncSamplingClient, AsyncServiceClient, errors, types
+from support.clock import virtual_time
+from support.fake_trainer import KEY, FakeTrainer, answer
+
+PROMPT = types.ModelInput.from_ints([1, 2])
+
+
+@asynccontextmanager
+async def connected(trainer: FakeTrainer) -> AsyncIterator[AsyncSamplingClient]:
+    service = AsyncServiceClient("http://trainer.test", KEY, transport=trainer)
+    async with service, service.create_sampling_client(base_model="base") as sampler:
+        yield sampler
+
+
+async def test_a_sample() -> None:
+    trainer = FakeTrainer()
+    async with connected(trainer) as sampler:
+        response = await sampler.sample(PROMPT, 2, types.SamplingParams(max_tokens=3, stop=["x"], temperature=0.7))
+    assert [list(s.tokens) for s in response.sequences] == [[1, 2], [1, 2]]
+    np.testing.assert_array_equal(response.sequences[0].logprobs_np, np.float32([-0.5, -0.25]))
+    assert response.sequences[0].stop_reason == "stop"
+    assert len({s.sequence_id for s in response.sequences}) == 2
+    assert trainer.sent[-2].body == {
+        "type": "sample",
+        "sampling_session_id": "sampler",
+        "seq_id": 0,
+        "num_samples": 2,
+        "prompt": {"chunks": [{"tokens": [1, 2], "type": "encoded_text"}]},
+        "sampling_params": {"max_tokens": 3, "stop": ["x"], "temperature": 0.7},
+    }
+
+
+async def test_compute_logprobs_has_an_entry_for_each_token() -> None:
+    trainer = FakeTrainer()
+    async with connected(trainer) as sampler:
+        assert await sampler.compute_logprobs(PROMPT) == [None, -1.5]
+        trainer.results["sample-1"] = {"sequences": [], "prompt_logprobs": [-1.5]}
+        assert await sampler.compute_logprobs(PROMPT) == [None, -1.5]
+
+
+async def test_many_at_once_have_numbers_of_their_own() -> None:
+    trainer = FakeTrainer()
+    async with connected(trainer) as sampler, anyio.create_task_group() as group:
+        for _ in range(100):
+            group.start_soon(sampler.sample, PROMPT)
+    numbers = [sent.seq_id for sent in trainer.sent if sent.path == "asample"]
+    assert sorted(numbers) == list(range(100))
+
+
+async def test_a_cancelled_sample_is_told_to_the_service() -> None:
+    trainer = FakeTrainer()
+    async with connected(trainer) as sampler:
+        gate = trainer.hold("retrieve_future")
+        async with anyio.create_task_group() as group:
+            group.start_soon(sampler.sample, PROMPT)
+            while not trainer.polls:
+                await anyio.lowlevel.checkpoint()
+            assert sampler.in_flight == 1
+            group.cancel_scope.cancel()
+        assert sampler.in_flight == 0
+        gate.set()
+        while trainer.sent[-1].path != "cancel_future":
+            await anyio.lowlevel.checkpoint()
+    assert trainer.sent[-2].body == {"request_id": "sample-0"}
+
+
+async def test_a_lost_sample_is_asked_for_anew_and_not_for_ever() -> None:
+    trainer = FakeTrainer()
+    async with connected(trainer) as sampler:
+        trainer.next_time("asample", lambda: trainer.results.clear())
+        await sampler.sample(PROMPT)
+        assert [sent.seq_id for sent in trainer.sent if sent.path == "asample"] == [0, 1]
+        for _ in range(100):
+            trainer.next_time("asample", lambda: trainer.results.clear())
+        with pytest.raises(errors.ResultLostError):
+            await sampler.sample(PROMPT)
+    assert len([sent for sent in trainer.sent if sent.path == "asample"]) == 6
+
+
+@virtual_time
+async def test_timeout() -> None:
+    trainer = FakeTrainer()
+    async with connected(trainer) as sampler:
+        trainer.hold("retrieve_future")
+        with pytest.raises(errors.OperationTimeoutError, match=r"after 3\.0 s"):
+            await sampler.sample(PROMPT, timeout=3)
+
+
+@virtual_time
+async def test_back_pressure_is_waited_out() -> None:
+    trainer = FakeTrainer()
+    async with connected(trainer) as sampler:
+        for _ in range(3):
+            trainer.next_time("asample", lambda: answer(429, {"detail": "slow down"}))
+        await sampler.sample(PROMPT)
+    assert len({sent.key for sent in trainer.sent if sent.path == "asample"}) == 1
+
+
+async def test_misuse() -> None:
+    service = AsyncServiceClient("http://trainer.test", KEY, transport=FakeTrainer())
+    with pytest.raises(errors.UsageError, match="either base_model or model_path"):
+        service.create_sampling_client()
+    async with service:
+        sampler = service.create_sampling_client(model_path="tinker://x/sampler_weights/y")
+        with pytest.raises(errors.ClosedError, match="async with"):
+            await sampler.sample(PROMPT)
+        async with sampler:
+            with pytest.raises(errors.UsageError, match="num_samples is 0"):
+                await sampler.sample(PROMPT, 0)
