@@ -62,7 +62,7 @@ HEAVY = (
         ("import fwasync.cli", set[str]()),
         (
             "from fwasync import AsyncServiceClient, AsyncTrainingClient, AsyncSamplingClient",
-            {"aiohttp", "anyio", "httpx", "msgspec", "numpy"},
+            {"aiohttp", "anyio", "httpx", "msgspec", "numpy", "rich"},  # httpx brings rich where it is installed,
         ),
     ],
 )

@@ -1,0 +1,95 @@
+"""Every Python example of README and docs runs: whole programs as they stand, functions with a driver of ours."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fwasync import AsyncServiceClient, AsyncTrainingClient, types
+from fwasync.local import launch
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCKS = [
+    pytest.param(match[1], id=f"{page.stem}-{number}")
+    for page in PAGES
+    for number, match in enumerate(re.finditer(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S))
+]
+PROGRAMS = [block for block in BLOCKS if "anyio.run(" in str(block.values[0])]
+FRAGMENTS = [block for block in BLOCKS if "anyio.run(" not in str(block.values[0])]
+
+TOKENS = list(b"to be, or not to be")
+DATUM = types.Datum(
+    model_input=types.ModelInput.from_ints(TOKENS[:-1]),
+    loss_fn_inputs={"target_tokens": TOKENS[1:], "weights": [1.0] * (len(TOKENS) - 1)},
+)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_program(program: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "loss" in done.stdout
+    losses = [float(number) for number in re.findall(r"loss ([\d.]+)", done.stdout)]
+    assert losses[-1] < losses[0]
+
+
+@asynccontextmanager
+async def training() -> AsyncIterator[tuple[AsyncServiceClient, AsyncTrainingClient]]:
+    async with launch() as local, AsyncServiceClient(local.base_url, local.api_key) as service:
+        async with service.create_training_client("fwasync/qwen3-tiny", lora_rank=0) as client:
+            yield service, client
+
+
+async def drive_pipelined(example: Callable[..., Awaitable[None]]) -> None:
+    async with training() as (_, client):
+        before = (await client.forward([DATUM])).metrics["loss:sum"]
+        await example(client, [[DATUM]] * 4, types.AdamParams(learning_rate=3e-3))
+        assert (await client.forward([DATUM])).metrics["loss:sum"] < before
+
+
+async def drive_preference_loss(example: Callable[..., Any]) -> None:
+    async with training() as (_, client):
+        output = await client.forward_backward_custom([DATUM, DATUM], example)
+        assert output.metrics["margin:mean"] == pytest.approx(0, abs=1e-5)
+
+
+async def drive_sample_all(example: Callable[..., Awaitable[list[types.SampleResponse]]]) -> None:
+    async with training() as (service, _), service.create_sampling_client(base_model="fwasync/qwen3-tiny") as sampler:
+        prompts = [types.ModelInput.from_ints(TOKENS[:n]) for n in (3, 4, 5)]
+        responses = await example(sampler, prompts, types.SamplingParams(max_tokens=2))
+        assert [len(response.sequences) for response in responses] == [8, 8, 8]
+
+
+async def drive_patient(example: Callable[..., Awaitable[types.ForwardBackwardOutput]]) -> None:
+    async with training() as (_, client):
+        assert (await example(client, [DATUM])).metrics["loss:sum"] > 0
+
+
+DRIVERS = {name.removeprefix("drive_"): value for name, value in globals().items() if name.startswith("drive_")}
+
+
+@pytest.mark.parametrize("fragment", FRAGMENTS)
+async def test_fragment(fragment: str) -> None:
+    import anyio
+
+    namespace: dict[str, Any] = {"anyio": anyio, "types": types}
+    exec(compile(fragment, "example", "exec"), namespace)
+    functions = re.findall(r"^(?:async )?def (\w+)", fragment, re.M)
+    assert functions, "a fragment defines a function that can be driven"
+    for name in functions:
+        await DRIVERS[name](namespace[name])
