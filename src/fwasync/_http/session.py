@@ -97,7 +97,8 @@ class Session:
         session_id, self._session_id = self._session_id, None
         if session_id is not None and self._lost is None:
             with anyio.move_on_after(_FAREWELL_S, shield=True):
-                await self._finish(session_id, "success" if exc is None else "errored")
+                reason = "success" if exc is None else "errored" if isinstance(exc, Exception) else "interrupted"
+                await self._finish(session_id, reason)
         await self._aclose()
 
     async def _aclose(self) -> None:

@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 
 from fwasync._background import Background
+from fwasync._http.checks import require_finite
 from fwasync._http.client import Unanswered
 from fwasync._http.reading import read
 from fwasync._http.retrieve import retrieve
@@ -85,6 +86,7 @@ class AsyncSamplingClient:
             each ended by itself (`"stop"`) or by `max_tokens` (`"length"`).
 
         Raises:
+            UsageError: `num_samples` is less than one, or a parameter is not finite.
             OperationTimeoutError: The time is up.
             OperationFailedError: The service could not sample this (a prompt too long …).
             ServiceError: The service refused the request.
@@ -95,11 +97,12 @@ class AsyncSamplingClient:
         """
         if num_samples < 1:
             raise UsageError(f"num_samples is {num_samples}; ask for at least one completion")
+        params = {} if sampling_params is None else sampling_params.model_dump(exclude_unset=True)
+        require_finite("sample", params)
         started = anyio.current_time()
         self._in_flight += 1
         try:
             with anyio.move_on_after(timeout):
-                params = {} if sampling_params is None else sampling_params.model_dump(exclude_unset=True)
                 request = messages.SampleRequestMessage(
                     sampling_session_id=self._open_session_id(),
                     prompt=msgspec.Raw(model_input_json(prompt)),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 import numpy as np
 
+from fwasync._http.checks import require_finite
 from fwasync._http.slices import in_slices
 from fwasync._wire.messages import decode
 from fwasync._wire.tensors import Array, ForwardBackwardEnvelope, decode_outputs, encode_batch, model_input_json
@@ -87,6 +88,7 @@ async def encode_chunks(
     """
     if len(data) == 0:
         raise DatumError("the batch is empty: pass at least one datum")
+    require_finite("loss_fn_config", loss_fn_config or {})
 
     def encode(part: Sequence[tuple[bytes, Mapping[str, Array]]]) -> Iterator[bytes]:
         return encode_batch(part, backward=backward, loss_fn=loss_fn, loss_fn_config=loss_fn_config)

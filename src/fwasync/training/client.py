@@ -10,6 +10,7 @@ import anyio
 import msgspec
 
 from fwasync._background import Background
+from fwasync._http.checks import require_finite
 from fwasync._http.reading import read
 from fwasync._http.retrieve import retrieve
 from fwasync._http.session import Session
@@ -182,9 +183,14 @@ class AsyncTrainingClient:
 
         Returns:
             A future of metrics such as `grad_norm`, before clipping.
+
+        Raises:
+            UsageError: A parameter is not finite.
         """
         lane = self._open_lane()
-        params = msgspec.convert(adam_params.model_dump(), messages.AdamParamsMessage)
+        fields = adam_params.model_dump()
+        require_finite("optim_step", fields)
+        params = msgspec.convert(fields, messages.AdamParamsMessage)
 
         def request(number: int) -> Message:
             return messages.OptimStepRequest(

@@ -337,3 +337,12 @@ async def test_questions_take_no_place_in_the_order(trainer: FakeTrainer) -> Non
         assert await client.list_checkpoints() == ["a"]
         await client.optim_step(types.AdamParams())
     assert trainer.numbers() == [("optim_step", 1)]
+
+
+async def test_parameters_that_json_cannot_say_are_refused(trainer: FakeTrainer) -> None:
+    async with connected(trainer) as client:
+        with pytest.raises(errors.UsageError, match="optim_step: learning_rate is nan"):
+            client.optim_step(types.AdamParams(learning_rate=float("nan")))
+        with pytest.raises(errors.UsageError, match="loss_fn_config: clip_low_threshold is inf"):
+            await client.forward_backward([datum()], "ppo", {"clip_low_threshold": float("inf")})
+    assert trainer.numbers() == []
