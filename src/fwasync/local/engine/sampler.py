@@ -1,0 +1,263 @@
+"""The numpy sampler: a queue of requests, and slots that decode one token a step.
+
+Invariants
+    * Running rows occupy the slots 0..n-1 in the order of `_rows`; a row that leaves is replaced
+      by the last one.
+    * A request's tokens and logprobs are bit for bit the same whatever else runs: see
+      `decoder` for the arithmetic and `choosing` for the randomness.
+    * A prompt is read once for all samples of a request, and once for equal prompts that start
+      together.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .api import EngineError, SampledSequence, SampleResult
+from .batching import check_tokens
+from .choosing import Choice, choose, uniform_stream
+from .decoder import Decoder, KeyValueCache, Prefill
+from .primitives import log_partition
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
+    from .api import BaseModel, SampleRequest
+    from .architecture import Architecture, FloatArray, Weights
+
+__all__ = ["NumpySampler"]
+
+_SLOTS = 64
+_MAX_TEMPERATURE = 1e6
+_TEMPERATURE_RULE = f"from 0 to {_MAX_TEMPERATURE:g}"
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """A request on its way: how many samples have started, and those that are done."""
+
+    request: SampleRequest
+    max_tokens: int
+    stop_tokens: frozenset[int]
+    stop_sequences: tuple[tuple[int, ...], ...]
+    prefill: Prefill | None = None
+    started: int = 0
+    finished: dict[int, SampledSequence] = field(default_factory=dict[int, SampledSequence])
+
+
+@dataclass(slots=True, eq=False)
+class _Row:
+    """One running sample."""
+
+    job: _Job
+    prefill: Prefill
+    sample: int
+    uniforms: npt.NDArray[np.float64]
+    tokens: list[int] = field(default_factory=list[int])
+    logprobs: list[float] = field(default_factory=list[float])
+
+    @property
+    def cached(self) -> int:
+        """Positions in the cache: the prompt, and all sampled tokens but the newest."""
+        return self.prefill.length + len(self.tokens) - 1
+
+    def ends_with_stop(self) -> bool:
+        """Whether the newest token completes a stop sequence."""
+        return self.tokens[-1] in self.job.stop_tokens or any(
+            tuple(self.tokens[-len(stop) :]) == stop for stop in self.job.stop_sequences
+        )
+
+
+class NumpySampler:
+    """`Sampler` for one set of weights, which must not change any more."""
+
+    def __init__(self, architecture: Architecture, weights: Weights, *, slots: int = _SLOTS) -> None:
+        self._model: BaseModel = architecture.base_model
+        self._architecture = architecture
+        self._decoder = Decoder(architecture, weights)
+        self._slots = slots
+        self._jobs: dict[str, _Job] = {}
+        self._waiting: deque[_Job] = deque()
+        self._rows: list[_Row] = []
+        self._cache: KeyValueCache | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether any request is waiting or running."""
+        return bool(self._jobs)
+
+    def submit(self, request: SampleRequest) -> None:
+        """Queue a request; see `Sampler.submit`."""
+        if request.key in self._jobs:
+            raise EngineError(f"a request with the key {request.key!r} is already running")
+        room = _check_request(request, self._model)
+        job = _Job(
+            request,
+            max_tokens=room if request.max_tokens is None else min(room, request.max_tokens),
+            stop_tokens=frozenset((*self._model.stop_token_ids, *(s[0] for s in request.stop if len(s) == 1))),
+            stop_sequences=tuple(stop for stop in request.stop if len(stop) > 1),
+        )
+        self._jobs[request.key] = job
+        self._waiting.append(job)
+
+    def cancel(self, key: str) -> None:
+        """Forget a request; see `Sampler.cancel`."""
+        job = self._jobs.pop(key, None)
+        if job is None:
+            return
+        if job in self._waiting:
+            self._waiting.remove(job)
+        self._release([slot for slot, row in enumerate(self._rows) if row.job is job])
+
+    def step(self) -> list[SampleResult]:
+        """Decode one token in every slot; see `Sampler.step`."""
+        if not self.busy:
+            return []
+        if self._cache is None:
+            self._cache = KeyValueCache(self._architecture, self._slots)
+        logits: list[FloatArray] = []
+        if self._rows:
+            tokens = np.array([row.tokens[-1] for row in self._rows])
+            positions = np.array([row.cached for row in self._rows])
+            logits.append(self._decoder.decode(self._cache, tokens, positions))
+        started = self._start_rows(self._cache)
+        logits.extend(row.prefill.logits[None] for row in started)
+        self._rows.extend(started)
+        self._extend_rows(np.concatenate(logits))
+        return self._finish_rows()
+
+    def _start_rows(self, cache: KeyValueCache) -> list[_Row]:
+        """Take samples from the queue into the free slots, reading their prompts."""
+        chosen: list[tuple[_Job, int]] = []
+        free = self._slots - len(self._rows)
+        while self._waiting and len(chosen) < free:
+            job = self._waiting[0]
+            chosen.append((job, job.started))
+            job.started += 1
+            if job.started == job.request.num_samples:
+                self._waiting.popleft()
+        prefills = self._read_prompts([job for job, _ in chosen])
+        started: list[_Row] = []
+        for (job, sample), prefill in zip(chosen, prefills, strict=True):
+            cache.fill(len(self._rows) + len(started), prefill)
+            uniforms = uniform_stream(job.request.seed, sample, job.max_tokens)
+            started.append(_Row(job, prefill, sample, uniforms))
+        return started
+
+    def _read_prompts(self, jobs: Sequence[_Job]) -> list[Prefill]:
+        """Return the prefill of each job; a prompt that has none yet is read once."""
+        known = {job.request.prompt.tobytes(): job.prefill for job in jobs if job.prefill}
+        unread = {key: job.request.prompt for job in jobs if (key := job.request.prompt.tobytes()) not in known}
+        known.update(zip(unread, self._decoder.prefill(list(unread.values())), strict=True))
+        prefills = [known[job.request.prompt.tobytes()] for job in jobs]
+        for job, prefill in zip(jobs, prefills, strict=True):
+            job.prefill = prefill
+        return prefills
+
+    def _extend_rows(self, logits: FloatArray) -> None:
+        """Choose a token for every row from `[n, vocabulary]`."""
+        requests = [row.job.request for row in self._rows]
+        tokens = choose(
+            logits,
+            Choice(
+                temperature=np.array([request.temperature for request in requests], np.float32),
+                top_k=np.array([request.top_k for request in requests]),
+                top_p=np.array([request.top_p for request in requests]),
+                uniform=np.array([row.uniforms[len(row.tokens)] for row in self._rows]),
+            ),
+        )
+        chosen = np.take_along_axis(logits, tokens[:, None], axis=1)
+        logprobs = (chosen - log_partition(logits))[:, 0]
+        if not np.isfinite(logprobs).all():
+            raise EngineError("the model's logits are not finite: its training has diverged")
+        for row, token, logprob in zip(self._rows, tokens.tolist(), logprobs.tolist(), strict=True):
+            row.tokens.append(token)
+            row.logprobs.append(logprob)
+
+    def _finish_rows(self) -> list[SampleResult]:
+        """Take out the rows that are done; returns the requests that are complete thereby."""
+        done: list[int] = []
+        results: list[SampleResult] = []
+        for slot, row in enumerate(self._rows):
+            stopped = row.ends_with_stop()
+            if not stopped and len(row.tokens) < row.job.max_tokens:
+                continue
+            done.append(slot)
+            job = row.job
+            job.finished[row.sample] = SampledSequence(row.tokens, row.logprobs, "stop" if stopped else "length")
+            if len(job.finished) == job.request.num_samples:
+                del self._jobs[job.request.key]
+                results.append(self._result(job, row.prefill))
+        self._release(done)
+        return results
+
+    def _release(self, slots: list[int]) -> None:
+        """Free slots, moving the last rows into the holes."""
+        for slot in reversed(slots):
+            last = self._rows.pop()
+            if slot < len(self._rows):
+                self._rows[slot] = last
+                if self._cache is not None:
+                    self._cache.move(len(self._rows), slot, last.cached)
+        if not self._jobs:
+            # An idle sampler holds its weights only: there may be many of them.
+            self._cache = None
+
+    def _result(self, job: _Job, prefill: Prefill) -> SampleResult:
+        request = job.request
+        sequences = [job.finished[sample] for sample in range(request.num_samples)]
+        if not request.prompt_logprobs and not request.topk_prompt_logprobs:
+            return SampleResult(request.key, sequences)
+        logits = self._decoder.prompt_logits(prefill)[:-1]
+        logprobs = logits - log_partition(logits)
+        taken = np.take_along_axis(logprobs, request.prompt[1:, None], axis=1)[:, 0]
+        return SampleResult(
+            request.key,
+            sequences,
+            [None, *taken.tolist()] if request.prompt_logprobs else None,
+            _best(logprobs, request.topk_prompt_logprobs) if request.topk_prompt_logprobs else None,
+        )
+
+
+def _best(logprobs: FloatArray, count: int) -> list[list[tuple[int, float]] | None]:
+    order = np.argsort(-logprobs, axis=1, kind="stable")[:, :count]
+    values = np.take_along_axis(logprobs, order, axis=1)
+    pairs = zip(order.tolist(), values.tolist(), strict=True)
+    return [None, *(list(zip(tokens, scores, strict=True)) for tokens, scores in pairs)]
+
+
+def _check_request(request: SampleRequest, model: BaseModel) -> int:
+    """Check a request; returns how many tokens fit behind its prompt."""
+    check_tokens(request.prompt, model, "prompt")
+    room = model.max_context_length - len(request.prompt)
+    if room < 1:
+        raise EngineError(
+            f"prompt: {len(request.prompt)} tokens leave no room to sample in the context of "
+            f"{model.name}, which is {model.max_context_length}"
+        )
+    checks = (
+        ("num_samples", request.num_samples >= 1, "at least 1", request.num_samples),
+        ("max_tokens", request.max_tokens is None or request.max_tokens >= 1, "at least 1", request.max_tokens),
+        ("temperature", 0 <= request.temperature <= _MAX_TEMPERATURE, _TEMPERATURE_RULE, request.temperature),
+        ("top_k", -(2**63) <= request.top_k < 2**63, "a 64-bit integer", request.top_k),
+        ("top_p", 0 < request.top_p <= 1, "above 0 and at most 1", request.top_p),
+        (
+            "topk_prompt_logprobs",
+            0 <= request.topk_prompt_logprobs <= model.vocab_size,
+            f"from 0 to {model.vocab_size}",
+            request.topk_prompt_logprobs,
+        ),
+    )
+    for name, passed, rule, value in checks:
+        if not passed:
+            raise EngineError(f"{name} must be {rule}, got {value}")
+    for stop in request.stop:
+        if not stop or not all(0 <= token < model.vocab_size for token in stop):
+            raise EngineError(f"stop: {stop} is no sequence of token ids within 0..{model.vocab_size - 1}")
+    return room
