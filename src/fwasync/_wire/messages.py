@@ -418,4 +418,7 @@ def decode(data: bytes | msgspec.Raw, type_: type[T]) -> T:
         msgspec.ValidationError: A required field is missing or has another type; the text names the path.
         msgspec.DecodeError: It is not JSON.
     """
-    return msgspec.json.decode(data, type=type_)
+    try:
+        return msgspec.json.decode(data, type=type_)
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise msgspec.DecodeError(f"JSON that cannot be read: {error}") from None

@@ -233,13 +233,13 @@ def decode_batch(
         try:
             datum = msgspec.json.decode(raw, type=DatumMessage)
             tokens = model_input_tokens(datum.model_input)
-        except (msgspec.MsgspecError, ValueError) as error:
+        except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:
             raise ValueError(f"datum {index}: {error}") from error
         inputs: dict[str, Array] = {}
         for name, tensor in datum.loss_fn_inputs.items():
             try:
                 inputs[name] = _decode_tensor(tensor, _DEFAULT_DTYPES.get(name, "float32"))
-            except (msgspec.MsgspecError, ValueError) as error:
+            except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:
                 raise ValueError(f"datum {index}, loss_fn_inputs[{name!r}]: {error}") from error
         yield tokens, inputs
 

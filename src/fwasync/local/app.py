@@ -1,0 +1,210 @@
+"""The endpoints of the trainer API: thin, each reads a message, asks the service, writes a message."""
+
+from __future__ import annotations
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from fwasync._wire.messages import (
+    CancelFutureRequest,
+    Checkpoints,
+    CreateModelRequest,
+    CreateSamplingSessionRequest,
+    CreateSessionRequest,
+    GetInfoRequest,
+    Health,
+    RetrieveFutureRequest,
+    SamplingSessionCreated,
+    SessionCreated,
+    SessionHeartbeat,
+    Submitted,
+    TryAgain,
+    WeightsInfoRequest,
+)
+from fwasync.local.operations import Kind
+from fwasync.local.refusal import Refused
+from fwasync.local.service import TrainerService
+from fwasync.local.web import (
+    Gatekeeper,
+    json_response,
+    read_body,
+    read_message,
+    refusal_response,
+    wait_or_gone,
+)
+
+__all__ = ("build_app",)
+
+_PREFIX = "/api/v1"
+_OPERATIONS: tuple[Kind, ...] = (
+    "forward",
+    "forward_backward",
+    "optim_step",
+    "save_weights",
+    "load_weights",
+    "save_weights_for_sampler",
+    "unload_model",
+)
+
+
+class _Api:
+    def __init__(self, service: TrainerService) -> None:
+        self._service = service
+
+    def routes(self) -> list[Route]:
+        posts = {
+            "client/config": self.nothing,
+            "client/dynamic_config": self.nothing,
+            "telemetry": self.telemetry,
+            "create_session": self.create_session,
+            "session_heartbeat": self.session_heartbeat,
+            "sessions/{session_id}/finish": self.finish_session,
+            "create_model": self.create_model,
+            "get_info": self.get_info,
+            "create_sampling_session": self.create_sampling_session,
+            "asample": self.asample,
+            "retrieve_future": self.retrieve_future,
+            "cancel_future": self.cancel_future,
+            "weights_info": self.weights_info,
+        }
+        gets = {
+            "healthz": self.healthz,
+            "get_server_capabilities": self.capabilities,
+            "samplers/{sampling_id}": self.sampler,
+            "list_checkpoints": self.list_checkpoints,
+        }
+        routes = [Route(f"{_PREFIX}/{path}", endpoint, methods=["POST"]) for path, endpoint in posts.items()]
+        routes += [Route(f"{_PREFIX}/{path}", endpoint, methods=["GET"]) for path, endpoint in gets.items()]
+        routes += [Route(f"{_PREFIX}/{kind}", self.operation, methods=["POST"]) for kind in _OPERATIONS]
+        return routes
+
+    # -- probes and sessions -----------------------------------------------------------------------
+
+    async def healthz(self, _request: Request) -> Response:
+        return json_response(Health(status="ok"))
+
+    async def capabilities(self, _request: Request) -> Response:
+        return json_response(self._service.capabilities())
+
+    async def nothing(self, _request: Request) -> Response:
+        return json_response(b"{}")
+
+    async def telemetry(self, _request: Request) -> Response:
+        return json_response(b'{"status":"accepted"}')
+
+    async def create_session(self, request: Request) -> Response:
+        await read_message(request, CreateSessionRequest)
+        return json_response(SessionCreated(session_id=self._service.sessions.create()))
+
+    async def session_heartbeat(self, request: Request) -> Response:
+        message = await read_message(request, SessionHeartbeat)
+        if message.session_id is None:
+            raise Refused(422, "session_heartbeat: Object missing required field `session_id` - at `$`")
+        self._service.sessions.touch(message.session_id, status=410)
+        return json_response(SessionHeartbeat())
+
+    async def finish_session(self, request: Request) -> Response:
+        session_id = request.path_params["session_id"]
+        self._service.end_session(session_id, f"session {session_id} was finished")
+        return json_response(b"{}")
+
+    # -- models and operations ---------------------------------------------------------------------
+
+    async def create_model(self, request: Request) -> Response:
+        message = await read_message(request, CreateModelRequest)
+        request_id, model_id = self._service.training.create(message, await request.body())
+        return json_response(Submitted(request_id=request_id, model_id=model_id))
+
+    async def get_info(self, request: Request) -> Response:
+        message = await read_message(request, GetInfoRequest)
+        return json_response(self._service.model_info(message.model_id))
+
+    async def operation(self, request: Request) -> Response:
+        kind: Kind = request.url.path.rpartition("/")[2]  # pyright: ignore[reportAssignmentType] -- routed
+        request_id, model_id = await self._service.training.submit(kind, await read_body(request))
+        return json_response(Submitted(request_id=request_id, model_id=model_id))
+
+    async def list_checkpoints(self, _request: Request) -> Response:
+        return json_response(Checkpoints(checkpoints=await self._service.checkpoint_names()))
+
+    async def weights_info(self, request: Request) -> Response:
+        message = await read_message(request, WeightsInfoRequest)
+        return json_response(await self._service.weights_info(message.tinker_path))
+
+    # -- sampling ----------------------------------------------------------------------------------
+
+    async def create_sampling_session(self, request: Request) -> Response:
+        message = await read_message(request, CreateSamplingSessionRequest)
+        sampling_id = await self._service.samplers.create(message)
+        return json_response(SamplingSessionCreated(sampling_session_id=sampling_id))
+
+    async def sampler(self, request: Request) -> Response:
+        return json_response(self._service.samplers.info(request.path_params["sampling_id"]))
+
+    async def asample(self, request: Request) -> Response:
+        try:
+            request_id, count = await self._service.samplers.sample(await read_body(request))
+        except msgspec.MsgspecError as error:
+            raise Refused(422, f"asample: {error}") from None
+        names = [f"{request_id}:{index}" for index in range(count)]
+        return json_response(Submitted(request_id=request_id, sample_sequence_ids=names))
+
+    # -- futures -----------------------------------------------------------------------------------
+
+    async def retrieve_future(self, request: Request) -> Response:
+        message = await read_message(request, RetrieveFutureRequest)
+        request_id = str(message.request_id)
+        futures = self._service.futures
+        slot = futures.get(request_id)
+        if slot is None:
+            raise Refused(410, _unknown_future(request_id))
+        if slot.body is None and not futures.closed:
+            await wait_or_gone(request, slot.wait, self._service.options.long_poll_s)
+        if slot.body is not None:
+            return json_response(slot.body)
+        waiting = TryAgain(request_id=request_id, queue_state="active", queue_state_reason=slot.why())
+        return json_response(waiting, 408)
+
+    async def cancel_future(self, request: Request) -> Response:
+        message = await read_message(request, CancelFutureRequest)
+        request_id = str(message.request_id)
+        slot = self._service.futures.get(request_id)
+        if slot is None:
+            raise Refused(410, _unknown_future(request_id))
+        if slot.body is None and not self._service.samplers.cancel(request_id):
+            raise Refused(400, f"{request_id} is a training operation: once accepted it takes effect")
+        return json_response(b"{}")
+
+
+def _unknown_future(request_id: str) -> str:
+    return f"{request_id!r} is not here: its result is no longer kept, the service was restarted, or it never had it"
+
+
+async def _refused(_request: Request, error: Exception) -> Response:
+    if not isinstance(error, Refused):
+        raise error
+    return refusal_response(error.refusal.status, error.refusal.detail)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    if not isinstance(error, HTTPException):
+        raise error
+    if error.status_code == 404:
+        detail = f"this is the fwasync local trainer service; it has nothing at {request.url.path}"
+        return refusal_response(404, detail)
+    return refusal_response(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
+
+
+def build_app(service: TrainerService, api_key: str) -> Starlette:
+    """The ASGI application of a service."""
+    gatekeeper = Middleware(Gatekeeper, api_key=api_key, open_paths=frozenset({f"{_PREFIX}/healthz"}))
+    return Starlette(
+        routes=_Api(service).routes(),
+        middleware=[gatekeeper],
+        exception_handlers={Refused: _refused, HTTPException: _http_error},
+    )

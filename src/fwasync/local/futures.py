@@ -1,0 +1,94 @@
+"""The results of operations, for as long as they are kept.
+
+Invariants
+    * Used on the event loop's thread only.
+    * A future is resolved at most once; what was told first stays.
+    * A waiter waits on an event and leaves nothing behind when it is cancelled.
+    * Unresolved futures are always kept; of the resolved ones the newest, within two bounds.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+import anyio
+
+__all__ = ("FutureStore", "Slot")
+
+MAX_RESULTS = 10_000
+MAX_BYTES = 512 * 2**20
+
+
+class Slot:
+    """One future: its result's body once there is one, and until then what holds it up."""
+
+    __slots__ = ("_changed", "body", "why")
+
+    def __init__(self, why: Callable[[], str]) -> None:
+        self.body: bytes | None = None
+        self.why = why
+        self._changed = anyio.Event()
+
+    async def wait(self) -> None:
+        """Wait until it is resolved or the store is closed."""
+        await self._changed.wait()
+
+    def wake(self) -> None:
+        """Let go whoever waits."""
+        self._changed.set()
+
+
+class FutureStore:
+    """All futures by request id.
+
+    Args:
+        max_results: How many resolved futures are kept.
+        max_bytes: How many bytes of results are kept (the newest result always is).
+    """
+
+    def __init__(self, *, max_results: int = MAX_RESULTS, max_bytes: int = MAX_BYTES) -> None:
+        self._slots: dict[str, Slot] = {}
+        self._resolved: deque[str] = deque()
+        self._max_results = max_results
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._closed = False
+
+    def open(self, request_id: str, why: Callable[[], str]) -> None:
+        """Begin a future. `why` tells, whenever it is asked, what the operation waits for."""
+        self._slots[request_id] = Slot(why)
+
+    def get(self, request_id: str) -> Slot | None:
+        """The future, or `None` if it was never there or is no longer kept."""
+        return self._slots.get(request_id)
+
+    def resolve(self, request_id: str, body: bytes) -> bool:
+        """Set the result. Returns whether it counted: not for an unknown or a resolved future."""
+        slot = self._slots.get(request_id)
+        if slot is None or slot.body is not None:
+            return False
+        slot.body = body
+        slot.why = _done  # what it held on to (a batch, say) is free now
+        slot.wake()
+        self._resolved.append(request_id)
+        self._bytes += len(body)
+        while len(self._resolved) > 1 and (len(self._resolved) > self._max_results or self._bytes > self._max_bytes):
+            old = self._slots.pop(self._resolved.popleft())
+            self._bytes -= len(old.body or b"")
+        return True
+
+    @property
+    def closed(self) -> bool:
+        """Whether the service is stopping: nobody should start to wait."""
+        return self._closed
+
+    def close(self) -> None:
+        """Wake every waiter: the service stops."""
+        self._closed = True
+        for slot in self._slots.values():
+            slot.wake()
+
+
+def _done() -> str:
+    return "done"

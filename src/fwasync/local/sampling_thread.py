@@ -1,0 +1,166 @@
+"""The thread that decodes tokens: all busy samplers in turn, one step each.
+
+Invariants
+    * Samplers are made, driven and dropped on this thread only.
+    * A request that was handed in is delivered once, or cancelled.
+    * Idle samplers beyond a small number are dropped, the longest unused first; busy ones never.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import secrets
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import Empty, SimpleQueue
+
+from fwasync._wire.messages import SampledSequenceMessage, encode
+from fwasync._wire.messages import SampleResult as SampleResultMessage
+from fwasync.local.engine.api import Engine, EngineError, Sampler, SampleRequest, SampleResult
+from fwasync.local.refusal import failed
+
+__all__ = ("SamplingThread", "Weights")
+
+_log = logging.getLogger(__name__)
+
+Deliver = Callable[[list[tuple[str, bytes]]], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """What to sample from: a base model, or a snapshot of one."""
+
+    base_model: str
+    snapshot: Path | None
+
+
+@dataclass(slots=True, eq=False)
+class _Station:
+    sampler: Sampler
+    keys: set[str] = field(default_factory=set[str])
+
+
+class SamplingThread:
+    """Hands requests to samplers and results to `deliver`, which is called on this thread.
+
+    Args:
+        engine: Makes the samplers.
+        deliver: Gets (key, body of the result) pairs.
+        keep: How many samplers are kept when they are idle.
+    """
+
+    def __init__(self, engine: Engine, deliver: Deliver, *, keep: int = 4) -> None:
+        self._engine = engine
+        self._deliver = deliver
+        self._keep = keep
+        self._commands: SimpleQueue[tuple[Weights, SampleRequest] | str] = SimpleQueue()
+        self._stations: OrderedDict[Weights, _Station] = OrderedDict()
+        threading.Thread(target=self._run, name="fwasync-sampling", daemon=True).start()
+
+    def submit(self, weights: Weights, request: SampleRequest) -> None:
+        """Hand in a request; its key names its result."""
+        self._commands.put((weights, request))
+
+    def cancel(self, key: str) -> None:
+        """Stop a request and free its place; an unknown key is ignored."""
+        self._commands.put(key)
+
+    def _run(self) -> None:
+        while True:
+            results = self._take_commands(wait=not any(s.sampler.busy for s in self._stations.values()))
+            for weights, station in list(self._stations.items()):
+                if station.sampler.busy:
+                    results += self._step(weights, station)
+            self._drop_idle()
+            if results:
+                try:
+                    self._deliver(results)
+                except RuntimeError:
+                    return  # the loop is closed: the process ends
+
+    def _take_commands(self, *, wait: bool) -> list[tuple[str, bytes]]:
+        results: list[tuple[str, bytes]] = []
+        try:
+            command = self._commands.get(block=wait)
+            while True:
+                if isinstance(command, str):
+                    self._cancel(command)
+                else:
+                    results += self._submit(*command)
+                command = self._commands.get_nowait()
+        except Empty:
+            return results
+
+    def _submit(self, weights: Weights, request: SampleRequest) -> list[tuple[str, bytes]]:
+        try:
+            station = self._stations.get(weights)
+            if station is None:
+                station = _Station(self._engine.sampler(weights.base_model, weights.snapshot))
+                self._stations[weights] = station
+            self._stations.move_to_end(weights)
+            station.sampler.submit(request)
+            station.keys.add(request.key)
+        except Exception as error:
+            return _failures([request.key], error)
+        return []
+
+    def _cancel(self, key: str) -> None:
+        for station in self._stations.values():
+            if key in station.keys:
+                station.keys.discard(key)
+                station.sampler.cancel(key)
+
+    def _step(self, weights: Weights, station: _Station) -> list[tuple[str, bytes]]:
+        try:
+            finished = station.sampler.step()
+        except Exception as error:
+            # Its state is unknown now: the next request gets a new sampler.
+            del self._stations[weights]
+            return _failures(station.keys, error)
+        station.keys.difference_update(result.key for result in finished)
+        return [(result.key, _encode(result)) for result in finished]
+
+    def _drop_idle(self) -> None:
+        idle = [weights for weights, station in self._stations.items() if not station.sampler.busy]
+        for weights in idle[: max(0, len(self._stations) - self._keep)]:
+            del self._stations[weights]
+
+
+def _failures(keys: Iterable[str], error: Exception) -> list[tuple[str, bytes]]:
+    if isinstance(error, EngineError):
+        body = failed(str(error), "user")
+    elif isinstance(error, FileNotFoundError):
+        body = failed("the weights of this sampling session are gone: its session has ended", "user")
+    elif isinstance(error, OSError):
+        _log.error("a sampler failed", exc_info=error)
+        body = failed(f"the service could not read its data directory: {error.strerror}", "server")
+    else:
+        number = secrets.token_hex(4)
+        _log.error("a sampler failed (%s)", number, exc_info=error)
+        body = failed(f"internal error {number} of the service; its log tells more", "server")
+    return [(key, body) for key in keys]
+
+
+def _encode(result: SampleResult) -> bytes:
+    # JSON has no word for NaN, and clients stumble over what encoders write instead.
+    given = (value for value in result.prompt_logprobs or () if value is not None)
+    if not all(map(math.isfinite, given)) or not all(
+        all(map(math.isfinite, sequence.logprobs)) for sequence in result.sequences
+    ):
+        return failed("these weights give logprobs that are not finite: did training diverge?", "user")
+    return encode(
+        SampleResultMessage(
+            sequences=[
+                SampledSequenceMessage(
+                    stop_reason=sequence.stop_reason, tokens=sequence.tokens, logprobs=sequence.logprobs
+                )
+                for sequence in result.sequences
+            ],
+            prompt_logprobs=result.prompt_logprobs,
+            topk_prompt_logprobs=result.topk_prompt_logprobs,
+        )
+    )

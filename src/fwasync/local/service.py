@@ -1,0 +1,140 @@
+"""The trainer service behind its HTTP face: wires sessions, models, samplers, futures and weights.
+
+Invariants
+    * Lives on one event loop; everything that computes or touches disks happens in threads.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+
+from fwasync._wire.messages import (
+    Capabilities,
+    ModelData,
+    ModelInfo,
+    SupportedModel,
+    WeightsInfo,
+)
+from fwasync.local.engine.api import Engine
+from fwasync.local.futures import FutureStore
+from fwasync.local.operations import Operations
+from fwasync.local.refusal import Refused
+from fwasync.local.sampling import SamplingDesk
+from fwasync.local.sessions import Sessions
+from fwasync.local.training import TrainingDesk
+from fwasync.local.weights import WeightsPath, WeightStore
+
+__all__ = ("ServiceOptions", "TrainerService")
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceOptions:
+    """What can be chosen about a service. Times in seconds.
+
+    Attributes:
+        long_poll_s: How long `retrieve_future` waits for a result.
+        session_timeout_s: After this long without a sign of life a session is ended.
+    """
+
+    long_poll_s: float = 20.0
+    session_timeout_s: float = 600.0
+
+
+class TrainerService:
+    """Everything that the endpoints need. To be created on the event loop."""
+
+    def __init__(self, engine: Engine, losses: Collection[str], root: Path, options: ServiceOptions) -> None:
+        self.options = options
+        self.tokenizer_directory = root / "tokenizer"
+        self.futures = FutureStore()
+        self.sessions = Sessions(time.monotonic)
+        self._engine = engine
+        self._store = WeightStore(root)
+        self.samplers = SamplingDesk(engine, self._store, self.futures, self.sessions)
+        self.training = TrainingDesk(
+            engine, Operations(self._store, losses), self.futures, self.sessions, self.samplers
+        )
+
+    def capabilities(self) -> Capabilities:
+        """The base models."""
+        return Capabilities(
+            supported_models=[
+                SupportedModel(
+                    model_name=model.name,
+                    max_context_length=model.max_context_length,
+                    trainable=True,
+                    sampleable=True,
+                )
+                for model in self._engine.models.values()
+            ]
+        )
+
+    def model_info(self, model_id: str) -> ModelInfo:
+        """What a model is made of.
+
+        Raises:
+            Refused: It is not here.
+        """
+        model = self.training.model(model_id)
+        name = model.base_model.name
+        return ModelInfo(
+            model_id=model_id,
+            model_data=ModelData(model_name=name, tokenizer_id=str(self.tokenizer_directory)),
+            is_lora=model.lora is not None,
+            lora_rank=model.lora.rank if model.lora else None,
+            model_name=name,
+        )
+
+    def end_session(self, session_id: str, why: str) -> None:
+        """End a session: its models are unloaded, its sampling sessions closed. Unknown ids are ignored."""
+        self.sessions.remove(session_id)
+        self.training.end_session(session_id, why)
+        for directory in self.samplers.end_session(session_id):
+            self.training.when_done(partial(self._store.remove, directory))
+
+    async def watch_sessions(self) -> None:
+        """End sessions that have fallen silent, for ever."""
+        limit = self.options.session_timeout_s
+        while True:
+            await anyio.sleep(min(limit / 4, 10.0))
+            for session_id in self.sessions.silent(limit):
+                why = f"session {session_id} gave no sign of life for {limit:g} s and was ended"
+                self.end_session(session_id, why)
+
+    async def checkpoint_names(self) -> list[str]:
+        """The names of all resumable checkpoints, oldest first."""
+        return await anyio.to_thread.run_sync(self._store.checkpoint_names)
+
+    async def weights_info(self, text: str) -> WeightsInfo:
+        """What a checkpoint or snapshot holds.
+
+        Raises:
+            Refused: There is none of that path.
+        """
+        try:
+            path = WeightsPath.parse(text)
+        except ValueError as error:
+            raise Refused(400, str(error)) from None
+        return await anyio.to_thread.run_sync(self._weights_info, path)
+
+    def _weights_info(self, path: WeightsPath) -> WeightsInfo:
+        directory = self._store.directory(path)
+        if not directory.is_dir():
+            raise Refused(404, f"there is nothing at {path} in this data directory")
+        info = self._engine.snapshot_info(directory)
+        lora = info.lora
+        return WeightsInfo(
+            base_model=info.base_model,
+            is_lora=lora is not None,
+            lora_rank=lora.rank if lora else None,
+            train_unembed=lora.train_unembed if lora else None,
+            train_mlp=lora.train_mlp if lora else None,
+            train_attn=lora.train_attn if lora else None,
+        )

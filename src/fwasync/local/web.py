@@ -1,0 +1,134 @@
+"""What every endpoint shares: the key, errors as JSON, bodies as messages, and waiting that leaves no trace.
+
+Invariants
+    * Every answer is JSON; a refusal is `{"detail": text}`.
+    * A fault of ours is answered with a number; its traceback goes to the log only.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import anyio
+import msgspec
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from fwasync._wire import messages as wire
+from fwasync.local.refusal import Refused
+
+__all__ = ("Gatekeeper", "json_response", "read_body", "read_message", "refusal_response", "wait_or_gone")
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+def json_response(message: wire.Message | bytes, status: int = 200) -> Response:
+    """An answer; `bytes` are JSON already."""
+    body = message if isinstance(message, bytes) else wire.encode(message)
+    return Response(body, status, media_type="application/json")
+
+
+def refusal_response(status: int, detail: str) -> Response:
+    """An answer that says no."""
+    response = json_response(wire.ServiceFault(detail=detail), status)
+    if status == 409:
+        # Clients of this API repeat a 409 for minutes unless they are told not to.
+        response.headers["x-should-retry"] = "false"
+    return response
+
+
+async def read_body(request: Request) -> bytes:
+    """The request's JSON body, undecoded.
+
+    Raises:
+        Refused: It is not JSON, or compressed.
+    """
+    content_type = request.headers.get("content-type", "application/json")
+    encoding = request.headers.get("content-encoding", "identity")
+    if "json" not in content_type or encoding != "identity":
+        raise Refused(415, f"this service reads plain JSON, not {content_type} ({encoding})")
+    return await request.body()
+
+
+async def read_message(request: Request, type_: type[T]) -> T:
+    """The request's body as a message.
+
+    Raises:
+        Refused: It is not such a message.
+    """
+    body = await read_body(request)
+    try:
+        return wire.decode(body or b"{}", type_)
+    except msgspec.MsgspecError as error:
+        raise Refused(422, f"{request.url.path.rpartition('/')[2]}: {error}") from None
+
+
+async def wait_or_gone(request: Request, wait: Callable[[], Awaitable[None]], timeout_s: float) -> None:
+    """Return when `wait` does, the time is up, or the client has gone. The body must have been read."""
+    async with anyio.create_task_group() as tasks:
+
+        async def watch() -> None:
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+            tasks.cancel_scope.cancel()
+
+        tasks.start_soon(watch)
+        with anyio.move_on_after(timeout_s):
+            await wait()
+        tasks.cancel_scope.cancel()
+
+
+class Gatekeeper:
+    """ASGI middleware: asks for the API key, and turns what goes wrong inside into answers.
+
+    Args:
+        app: What lies inside.
+        api_key: The key.
+        open_paths: What may be asked without it.
+    """
+
+    def __init__(self, app: ASGIApp, api_key: str, open_paths: frozenset[str]) -> None:
+        self._app = app
+        self._api_key = api_key.encode()
+        self._open_paths = open_paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            return
+        if scope["path"] not in self._open_paths and not self._knows(Headers(scope=scope)):
+            detail = "the API key is missing or wrong: send it as X-API-Key"
+            await refusal_response(401, detail)(scope, receive, send)
+            return
+        started = False
+
+        async def note_start(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, note_start)
+        except ClientDisconnect:
+            return
+        except Exception:
+            number = secrets.token_hex(4)
+            _log.exception("%s %s failed (%s)", scope["method"], scope["path"], number)
+            if not started:
+                detail = f"internal error {number} of the service; its log tells more"
+                await refusal_response(500, detail)(scope, receive, send)
+
+    def _knows(self, headers: Headers) -> bool:
+        given = headers.get("x-api-key")
+        if given is None:
+            scheme, _, value = headers.get("authorization", "").partition(" ")
+            given = value if scheme.lower() == "bearer" else ""
+        return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), self._api_key)

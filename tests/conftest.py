@@ -1,0 +1,13 @@
+"""For all tests: one BLAS thread, and no deadlines on a machine that others may use too."""
+
+from __future__ import annotations
+
+import os
+
+for _variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_variable, "1")  # read when numpy and torch are imported
+
+import hypothesis
+
+hypothesis.settings.register_profile("fwasync", deadline=None)
+hypothesis.settings.load_profile("fwasync")

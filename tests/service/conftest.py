@@ -1,0 +1,162 @@
+"""The real service process, driven over loopback by a plain HTTP client."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+MODEL = "fwasync/qwen3-tiny"
+KEY = "tml-test-key"
+
+
+def datum(tokens: list[int], *, weight: float = 1.0) -> dict[str, Any]:
+    """Predict each next token, then 0."""
+    targets = [*tokens[1:], 0]
+    return {
+        "model_input": {"chunks": [{"tokens": tokens}]},
+        "loss_fn_inputs": {
+            "target_tokens": {"data": targets, "dtype": "int64", "shape": [len(targets)]},
+            "weights": {"data": [weight] * len(targets), "dtype": "float32"},
+        },
+    }
+
+
+class Service:
+    """A service process and a client of it."""
+
+    model_name = MODEL
+    key = KEY
+    datum = staticmethod(datum)
+
+    def __init__(self, data_dir: Path, *options: str, long_poll_s: float = 0.3) -> None:
+        command = [sys.executable, "-m", "fwasync.local", "--exit-with-parent", "--data-dir", str(data_dir)]
+        self.process = subprocess.Popen(
+            [*command, "--long-poll-s", str(long_poll_s), *options],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "FWASYNC_LOCAL_API_KEY": KEY},
+        )
+        assert self.process.stdout is not None
+        self.said = self.process.stdout.readline()
+        self.ready: dict[str, Any] = json.loads(self.said) if self.said else {}
+        self.data_dir = data_dir
+        self.http = httpx.Client(
+            base_url=self.ready.get("base_url", "http://unused") + "/api/v1",
+            headers={"X-API-Key": KEY},
+            timeout=30,
+            trust_env=False,
+        )
+
+    def post(self, path: str, body: object) -> httpx.Response:
+        return self.http.post(path, json=body)
+
+    def submit(self, path: str, body: object) -> str:
+        response = self.post(path, body)
+        assert response.status_code == 200, response.text
+        return response.json()["request_id"]
+
+    def result(self, request_id: str) -> dict[str, Any]:
+        while True:
+            response = self.post("/retrieve_future", {"request_id": request_id})
+            if response.status_code != 408:
+                assert response.status_code == 200, response.text
+                return response.json()
+
+    def run(self, path: str, body: object) -> dict[str, Any]:
+        return self.result(self.submit(path, body))
+
+    def session(self) -> str:
+        response = self.post("/create_session", {"tags": [], "sdk_version": "0"})
+        return response.json()["session_id"]
+
+    def model(self, **fields: Any) -> Model:
+        body = {"session_id": self.session(), "model_seq_id": 0, "base_model": MODEL, **fields}
+        body.setdefault("lora_config", {"rank": 4, "seed": 1})
+        return Model(self, self.run("/create_model", body)["model_id"])
+
+    def words(self) -> str:
+        """What it said on stderr, once it has ended."""
+        assert self.process.stderr is not None
+        return self.process.stderr.read()
+
+    def close(self) -> int:
+        self.http.close()
+        if self.process.poll() is None:
+            self.process.kill()
+        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+            assert stream is not None
+            stream.close()
+        return self.process.wait()
+
+
+class Model:
+    """The bodies of one model's operations."""
+
+    def __init__(self, service: Service, model_id: str) -> None:
+        self.service = service
+        self.id = model_id
+        self.session_id = model_id.partition(":")[0]
+
+    def batch(self, seq_id: int | None, tokens: list[int], *, backward: bool = True, **fields: Any) -> dict[str, Any]:
+        key = "forward_backward_input" if backward else "forward_input"
+        batch = {"data": [datum(tokens)], "loss_fn": "cross_entropy", **fields}
+        return self.body(seq_id, **{key: batch})
+
+    def body(self, seq_id: int | None = None, **fields: Any) -> dict[str, Any]:
+        number = {} if seq_id is None else {"seq_id": seq_id}
+        return {"model_id": self.id, **number, **fields}
+
+    def logprobs(self, tokens: list[int]) -> list[float]:
+        out = self.service.run("/forward", self.batch(None, tokens, backward=False))
+        return out["loss_fn_outputs"][0]["logprobs"]["data"]
+
+    def step(self, seq_id: int, tokens: list[int]) -> float:
+        """Two operations: forward_backward and optim_step. Returns the norm of the gradient."""
+        self.service.run("/forward_backward", self.batch(seq_id, tokens))
+        out = self.service.run("/optim_step", self.body(seq_id + 1, adam_params={"learning_rate": 1e-2}))
+        return out["metrics"]["grad_norm"]
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory):
+    """One process for all tests of a module."""
+    running = Service(tmp_path_factory.mktemp("service"))
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def start():
+    """Start processes of one's own: `start(data_dir, *options)`."""
+    started: list[Service] = []
+
+    def start(data_dir: Path, *options: str, **more: Any) -> Service:
+        started.append(Service(data_dir, *options, **more))
+        return started[-1]
+
+    yield start
+    for running in started:
+        running.close()
+
+
+@pytest.fixture
+def deadline():
+    """An iterator that fails the test when something takes far too long to happen."""
+
+    def rounds():
+        end = time.monotonic() + 20
+        while time.monotonic() < end:
+            yield
+        pytest.fail("it did not happen")
+
+    return rounds

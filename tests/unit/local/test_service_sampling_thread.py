@@ -1,0 +1,168 @@
+"""The sampling thread, with samplers that do as they are told."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from queue import SimpleQueue
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from fwasync.local.engine.api import EngineError, SampledSequence, SampleRequest, SampleResult
+from fwasync.local.sampling_thread import SamplingThread, Weights
+
+
+class FakeSampler:
+    """Answers each request with its prompt after as many steps as it is long."""
+
+    def __init__(self, log: list[str], name: str) -> None:
+        self.log, self.name = log, name
+        self.left: dict[str, SampleRequest] = {}
+        self.steps = 0
+        self.may_step = threading.Event()
+        self.may_step.set()
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.left)
+
+    def submit(self, request: SampleRequest) -> None:
+        if request.num_samples < 1:
+            raise EngineError("num_samples must be positive")
+        self.left[request.key] = request
+
+    def cancel(self, key: str) -> None:
+        self.log.append(f"cancel {key}")
+        self.left.pop(key, None)
+
+    def step(self) -> list[SampleResult]:
+        assert self.may_step.wait(10)
+        self.steps += 1
+        self.log.append(self.name)
+        if any(request.temperature == 13 for request in self.left.values()):
+            raise RuntimeError("a fault in /secret/path")
+        done = [request for request in self.left.values() if len(request.prompt) <= self.steps]
+        for request in done:
+            del self.left[request.key]
+        return [
+            SampleResult(request.key, [SampledSequence(request.prompt.tolist(), [request.temperature], "stop")])
+            for request in done
+        ]
+
+
+class Bench:
+    """A thread with fake samplers, and the results that it delivers."""
+
+    def __init__(self, keep: int) -> None:
+        self.log: list[str] = []
+        self.made: list[FakeSampler] = []
+        self.results: SimpleQueue[tuple[str, bytes]] = SimpleQueue()
+        self.gate = threading.Event()
+        self.gate.set()
+        self.thread = SamplingThread(SimpleNamespace(sampler=self._make), self._deliver, keep=keep)
+
+    def _make(self, base_model: str, snapshot: object) -> FakeSampler:
+        if base_model == "missing":
+            raise FileNotFoundError(2, "No such file", "/secret/path")
+        self.made.append(FakeSampler(self.log, base_model))
+        self.made[-1].may_step = self.gate
+        return self.made[-1]
+
+    def _deliver(self, results: list[tuple[str, bytes]]) -> None:
+        for result in results:
+            self.results.put(result)
+
+    def submit(self, model: str, key: str, length: int = 1, **fields: object) -> None:
+        request = SampleRequest(key, np.arange(length, dtype=np.int64), **fields)  # pyright: ignore[reportArgumentType]
+        self.thread.submit(Weights(model, None), request)
+
+    def next(self) -> tuple[str, dict]:
+        key, body = self.results.get(timeout=10)
+        return key, json.loads(body)
+
+
+@pytest.fixture
+def bench():
+    return Bench(keep=2)
+
+
+def test_results_are_encoded_and_named(bench):
+    bench.submit("m", "k", 3)
+    assert bench.next() == (
+        "k",
+        {"type": "sample", "sequences": [{"stop_reason": "stop", "tokens": [0, 1, 2], "logprobs": [1.0]}]},
+    )
+
+
+def test_busy_samplers_take_turns(bench):
+    bench.gate.clear()
+    bench.submit("a", "1", 4)
+    bench.submit("b", "2", 3)
+    bench.gate.set()
+    assert {bench.next()[0], bench.next()[0]} == {"1", "2"}
+    # The first may have begun before the second came; from then on they alternate.
+    together = bench.log[bench.log.index("b") - 1 :]
+    assert together[:6] == ["a", "b", "a", "b", "a", "b"]
+
+
+def test_one_sampler_serves_one_set_of_weights(bench):
+    for key in ("1", "2", "3"):
+        bench.submit("a", key)
+        bench.next()
+    assert len(bench.made) == 1
+
+
+def test_idle_samplers_beyond_a_few_are_dropped(bench):
+    for model in ("a", "b", "c", "b", "a"):
+        bench.submit(model, model)
+        bench.next()
+    assert [sampler.name for sampler in bench.made] == ["a", "b", "c", "a"]
+
+
+def test_a_cancelled_request_is_not_delivered(bench):
+    bench.gate.clear()
+    bench.submit("a", "gone", 5)
+    bench.submit("a", "stays", 6)
+    bench.thread.cancel("gone")
+    bench.thread.cancel("unknown")
+    bench.gate.set()
+    assert bench.next()[0] == "stays"
+    assert "cancel gone" in bench.log
+    assert "cancel unknown" not in bench.log
+
+
+def test_an_impossible_request_fails_alone(bench):
+    bench.submit("a", "bad", num_samples=0)
+    assert bench.next() == ("bad", {"error": "num_samples must be positive", "category": "user"})
+    bench.submit("a", "good")
+    assert "sequences" in bench.next()[1]
+
+
+def test_a_fault_fails_what_runs_and_shows_nothing(bench):
+    bench.gate.clear()
+    bench.submit("a", "1", 50, temperature=13.0)
+    bench.submit("a", "2", 50)
+    bench.gate.set()
+    failed = dict([bench.next(), bench.next()])
+    assert set(failed) == {"1", "2"}
+    for body in failed.values():
+        assert body["category"] == "server"
+        assert "secret" not in body["error"]
+    bench.submit("a", "3")
+    assert "sequences" in bench.next()[1]
+    assert len(bench.made) == 2
+
+
+def test_weights_that_are_gone_are_told(bench):
+    bench.submit("missing", "1")
+    key, body = bench.next()
+    assert (key, body["category"]) == ("1", "user")
+    assert "secret" not in body["error"]
+
+
+def test_logprobs_that_are_no_numbers_fail(bench):
+    bench.submit("a", "1", temperature=math.nan)
+    assert "not finite" in bench.next()[1]["error"]
