@@ -7,7 +7,7 @@ import os
 for _variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")  # read when numpy and torch are imported
 
-import hypothesis
+import hypothesis  # noqa: E402
 
 hypothesis.settings.register_profile("fwasync", deadline=None)
 hypothesis.settings.load_profile("fwasync")

@@ -58,7 +58,7 @@ def encode_batch(
     head = text(4, loss_fn) + integer(6, int(not backward))
     for name, option in (loss_fn_config or {}).items():
         if isinstance(option, str):
-            head += map_entry(7, name, delimited(2, text(2, option)))
+            head += map_entry(7, name, delimited(2, delimited(2, option.encode())))
         elif isinstance(option, (int, float)):
             # Older services read the first map, newer ones the second.
             head += map_entry(5, name, double(2, float(option)))
