@@ -1,0 +1,1 @@
+"""Checkpoints: the ledger of what was saved, from which a run is resumed."""
