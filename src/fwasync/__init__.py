@@ -13,6 +13,7 @@ from fwasync._version import __version__
 if TYPE_CHECKING:
     from fwasync import errors as errors
     from fwasync import types as types
+    from fwasync._http.retry import RetryPolicy as RetryPolicy
     from fwasync.errors import FwasyncError as FwasyncError
     from fwasync.errors import OperationTimeoutError as OperationTimeoutError
     from fwasync.sampling.client import AsyncSamplingClient as AsyncSamplingClient
@@ -27,6 +28,7 @@ __all__ = (
     "AsyncTrainingClient",
     "FwasyncError",
     "OperationTimeoutError",
+    "RetryPolicy",
     "__version__",
     "errors",
     "types",
@@ -39,6 +41,7 @@ _HOMES = {
     "AsyncTrainingClient": "fwasync.training.client",
     "FwasyncError": "fwasync.errors",
     "OperationTimeoutError": "fwasync.errors",
+    "RetryPolicy": "fwasync._http.retry",
 }
 
 

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from fwasync._http.client import Transport
 from fwasync._http.reading import read
+from fwasync._http.retry import RetryPolicy
 from fwasync._http.session import Session
 from fwasync._wire.messages import Capabilities
 from fwasync.errors import UsageError
@@ -40,6 +41,7 @@ class AsyncServiceClient:
         base_url: The service. Unset: the environment's `FWASYNC_BASE_URL`, else `TINKER_BASE_URL`.
         api_key: Its key. Unset: the environment's `FWASYNC_API_KEY`, else `FIREWORKS_API_KEY` for hosts of fireworks.ai
             and `TINKER_API_KEY` for those of thinkingmachines.dev. It is never shown.
+        retry: How long requests that get no answer, or none that is final, are repeated: five minutes unless set.
         transport: Another httpx transport, to reach the service in a way of your own.
 
     Raises:
@@ -50,7 +52,12 @@ class AsyncServiceClient:
     """
 
     def __init__(
-        self, base_url: str | None = None, api_key: str | None = None, *, transport: Transport | None = None
+        self,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        *,
+        retry: RetryPolicy | None = None,
+        transport: Transport | None = None,
     ) -> None:
         url = base_url or os.environ.get("FWASYNC_BASE_URL") or os.environ.get("TINKER_BASE_URL")
         if not url:
@@ -58,7 +65,7 @@ class AsyncServiceClient:
                 "no base_url: pass the trainer service's URL, or set FWASYNC_BASE_URL. "
                 "`fwasync serve` starts one on this machine and prints its URL."
             )
-        self._session = Session(url, _api_key(url, api_key), transport=transport)
+        self._session = Session(url, _api_key(url, api_key), retry=retry, transport=transport)
 
     def __repr__(self) -> str:
         return f"<AsyncServiceClient {self.base_url}>"

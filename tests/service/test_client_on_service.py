@@ -15,7 +15,7 @@ import pytest
 import pytest_asyncio
 import torch
 
-from fwasync import AsyncServiceClient, AsyncTrainingClient, errors, types
+from fwasync import AsyncServiceClient, AsyncTrainingClient, RetryPolicy, errors, types
 from fwasync.local import LocalService, launch
 from support.proxy import lossy_proxy
 
@@ -164,7 +164,7 @@ async def test_two_tenants_at_once_train_as_if_alone(local: LocalService, tmp_pa
 
 async def test_lost_answers_change_nothing(local: LocalService) -> None:
     async def train(url: str) -> dict[str, bytes]:
-        async with AsyncServiceClient(url, local.api_key) as service:
+        async with AsyncServiceClient(url, local.api_key, retry=RetryPolicy(base_s=0.01)) as service:
             async with service.create_training_client(MODEL, lora_rank=0) as client:
                 await steps(client, BATCHES)
                 return weights(local, (await client.save_state("end")).path)

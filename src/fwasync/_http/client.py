@@ -21,7 +21,7 @@ import httpx
 from httpx_aiohttp import AiohttpTransport
 
 from fwasync._http.faults import fault_text, refusal
-from fwasync._http.retry import DEFAULT, RETRYABLE_STATUSES, RetryPolicy, retry_after
+from fwasync._http.retry import RETRYABLE_STATUSES, RetryPolicy, retry_after
 from fwasync._version import __version__
 from fwasync.errors import RetryBudgetExhaustedError, ServiceUnreachableError, TransportError, UsageError
 
@@ -90,11 +90,15 @@ class Http:
     Args:
         base_url: The service's URL, without `/api/v1`.
         api_key: Sent as `X-API-Key`; never shown.
-        transport: Another httpx transport, for tests.
+        retry: How long requests that get no answer, or none that is final, are repeated.
+        transport: Another httpx transport.
     """
 
-    def __init__(self, base_url: str, api_key: str, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
+    def __init__(
+        self, base_url: str, api_key: str, *, retry: RetryPolicy | None = None, transport: Transport | None = None
+    ) -> None:
         self.base_url = service_url(base_url)
+        self.retry = retry or RetryPolicy()
         self._secret = api_key
         self._client = httpx.AsyncClient(
             transport=transport or _transport(),
@@ -178,12 +182,12 @@ class Http:
         path: str,
         body: Body = (),
         *,
-        retry: RetryPolicy = DEFAULT,
+        retry: RetryPolicy | None = None,
         timeout: float = _ATTEMPT_TIMEOUT_S,
     ) -> bytes:
         """Send a request until it is answered for good: the body of a success, or an error.
 
-        All attempts carry one idempotency key.
+        All attempts carry one idempotency key. `retry` is that of the object unless it is given.
 
         Raises:
             ServiceError: A refusal; its class tells which.
@@ -193,6 +197,7 @@ class Http:
 
         **Cancellation:** as for `attempt`.
         """
+        retry = retry or self.retry
         key = f"fwasync-{uuid.uuid4()}"
         started = anyio.current_time()
         attempt = 0

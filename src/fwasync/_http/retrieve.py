@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import anyio
 
 from fwasync._http.client import Http, Unanswered
-from fwasync._http.retry import DEFAULT, RetryPolicy
 from fwasync._wire.futures import (
     Expired,
     Failed,
@@ -36,7 +35,6 @@ async def retrieve(
     *,
     what: str,
     on_wait: Callable[[NotReady], None] | None = None,
-    retry: RetryPolicy = DEFAULT,
 ) -> bytes:
     """The result's body, as soon as the service has it.
 
@@ -47,7 +45,9 @@ async def retrieve(
         request_id: The future.
         what: The operation's name, for errors.
         on_wait: Told of every "not ready".
-        retry: Bounds an unbroken row of polls that fail; a poll that is answered starts the budget anew.
+
+    The service's retry policy bounds an unbroken row of polls that fail; a poll that is answered starts the budget
+    anew.
 
     Raises:
         OperationFailedError: The operation ran and failed.
@@ -88,7 +88,7 @@ async def retrieve(
                 failing_since = failing_since if failures else started
                 failures += 1
                 failing_s = anyio.current_time() - failing_since
-                delay = retry.delay(
+                delay = http.retry.delay(
                     failures, elapsed_s=failing_s, jitter=random.random(), retry_after_s=poll.retry_after_s
                 )
                 if delay is None:

@@ -11,7 +11,7 @@ import email.utils
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ("CONTACT", "DEFAULT", "RETRYABLE_STATUSES", "RetryPolicy", "retry_after")
+__all__ = ("RETRYABLE_STATUSES", "RetryPolicy", "retry_after")
 
 RETRYABLE_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Answers that say nothing final. 409 is not among them: it is a contradiction, and stays one."""
@@ -21,7 +21,7 @@ _LONGEST_RETRY_AFTER_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How long to keep trying.
+    """How long to keep trying. The delay before an attempt is random, uniform from zero to an upper end that doubles.
 
     Attributes:
         base_s: Upper end of the first delay.
@@ -48,11 +48,9 @@ class RetryPolicy:
             delay = jitter * min(self.base_s * 2.0 ** min(attempt - 1, 30), self.cap_s)
         return delay if elapsed_s + delay <= self.budget_s else None
 
-
-DEFAULT = RetryPolicy()
-
-CONTACT = RetryPolicy(base_s=0.2, cap_s=1.0, budget_s=3.0)
-"""For the first request of all: a wrong address should be told at once, not after minutes."""
+    def for_contact(self) -> RetryPolicy:
+        """The policy for the first request of all: a wrong address should be told at once, not after minutes."""
+        return RetryPolicy(min(self.base_s, 0.2), min(self.cap_s, 1.0), min(self.budget_s, 3.0))
 
 
 def retry_after(headers: Mapping[str, str], *, now: float) -> float | None:

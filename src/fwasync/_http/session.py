@@ -16,7 +16,7 @@ import msgspec
 from fwasync._background import Background
 from fwasync._http.client import Http, Transport, Unanswered
 from fwasync._http.reading import read
-from fwasync._http.retry import CONTACT
+from fwasync._http.retry import RetryPolicy
 from fwasync._version import __version__
 from fwasync._wire.messages import CreateSessionRequest, SessionCreated, SessionHeartbeat, encode
 from fwasync.errors import ClosedError, NotFoundError, ProtocolError, SessionLostError
@@ -35,11 +35,14 @@ class Session:
     Args:
         base_url: The service.
         api_key: Its key.
-        transport: Another httpx transport, for tests.
+        retry: How long requests are repeated that get no final answer.
+        transport: Another httpx transport.
     """
 
-    def __init__(self, base_url: str, api_key: str, *, transport: Transport | None = None) -> None:
-        self.http = Http(base_url, api_key, transport=transport)
+    def __init__(
+        self, base_url: str, api_key: str, *, retry: RetryPolicy | None = None, transport: Transport | None = None
+    ) -> None:
+        self.http = Http(base_url, api_key, retry=retry, transport=transport)
         self._background = Background()
         self._session_id: str | None = None
         self._lost: str | None = None
@@ -110,7 +113,9 @@ class Session:
     async def _create(self) -> str:
         request = CreateSessionRequest(tags=[], user_metadata={}, sdk_version=f"fwasync-{__version__}")
         try:
-            body = await self.http.call("POST", "create_session", [encode(request)], retry=CONTACT)
+            body = await self.http.call(
+                "POST", "create_session", [encode(request)], retry=self.http.retry.for_contact()
+            )
             return read("create_session", body, SessionCreated).session_id
         except (NotFoundError, ProtocolError) as error:
             raise ProtocolError(
