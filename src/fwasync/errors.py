@@ -4,7 +4,10 @@
 FwasyncError                          what happened · cause · what to do; never holds a secret
 ├─ UsageError (ValueError)            our caller's side: nothing was sent
 │  ├─ DatumError                      a datum or batch that cannot be sent
+│  ├─ DatasetError                    a file of data that cannot be read
 │  └─ ClosedError                     used outside its `async with`
+├─ RunDirectoryError                  the directory of a run: taken, or the disk refuses
+├─ CheckpointLedgerError              the ledger of checkpoints: corrupt, or the disk refuses
 ├─ TransportError                     the network: no answer was received
 │  ├─ ServiceUnreachableError         nothing answers at that address
 │  └─ RetryBudgetExhaustedError       it stayed broken for the whole retry budget
@@ -26,7 +29,7 @@ FwasyncError                          what happened · cause · what to do; neve
    └─ SessionLostError                the service ended the session
 ```
 
-The four branches answer an operator's first question: was it my input, the network, a refusal, or a failed
+The large branches answer an operator's first question: was it my input, the network, a refusal, or a failed
 operation? Errors carry `request_id` where one is known and pickle like any exception with one message.
 To add one: subclass the branch, mix in the stdlib class that callers would catch, draw it above, export it.
 """
@@ -36,13 +39,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fwasync.data.jsonl import Problem
     from fwasync.training.future import APIFuture
 
 __all__ = (
     "AuthenticationError",
     "BadRequestError",
+    "CheckpointLedgerError",
     "ClosedError",
     "ConflictError",
+    "DatasetError",
     "DatumError",
     "FwasyncError",
     "NotFoundError",
@@ -55,6 +61,7 @@ __all__ = (
     "RateLimitError",
     "ResultLostError",
     "RetryBudgetExhaustedError",
+    "RunDirectoryError",
     "SequenceBrokenError",
     "ServiceError",
     "ServiceUnavailableError",
@@ -77,8 +84,28 @@ class DatumError(UsageError):
     """A datum or batch that no trainer could take: empty, of disagreeing lengths, NaN …"""
 
 
+class DatasetError(UsageError):
+    """A file of training data cannot be used; the text names file, lines, fields and reasons.
+
+    Attributes:
+        problems: The first ten of them, in the order of the file.
+    """
+
+    def __init__(self, message: str, *, problems: tuple[Problem, ...] = ()) -> None:
+        super().__init__(message)
+        self.problems = problems
+
+
 class ClosedError(UsageError):
     """The object is used before its `async with` was entered or after it was left."""
+
+
+class RunDirectoryError(FwasyncError):
+    """The directory of a run cannot be used: it holds another run, or the system refuses to write there."""
+
+
+class CheckpointLedgerError(FwasyncError):
+    """The ledger of checkpoints cannot be read or written."""
 
 
 class TransportError(FwasyncError):

@@ -18,18 +18,14 @@ from typing import Any, BinaryIO, cast
 
 import anyio.to_thread
 
-from fwasync.errors import FwasyncError, UsageError
+from fwasync.errors import CheckpointLedgerError, UsageError
 
-__all__ = ("CheckpointEntry", "CheckpointLedger", "CheckpointLedgerError")
+__all__ = ("CheckpointEntry", "CheckpointLedger")
 
 logger = logging.getLogger(__name__)
 
 _FILE = "checkpoints.jsonl"
 _KEYS = ("name", "step", "data_consumed", "source_job_id", "state_path", "sampler_path")
-
-
-class CheckpointLedgerError(FwasyncError):
-    """The ledger of checkpoints cannot be read or written."""
 
 
 @dataclass(frozen=True, slots=True)

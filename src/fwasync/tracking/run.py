@@ -25,11 +25,11 @@ import anyio
 import anyio.to_thread
 
 from fwasync._background import Background
-from fwasync.errors import ClosedError, FwasyncError, UsageError
+from fwasync.errors import ClosedError, RunDirectoryError, UsageError
 from fwasync.tracking.files import LineFile, write_atomically
 from fwasync.tracking.settings import config_json
 
-__all__ = ("Record", "Run", "RunDirectoryError", "Ticking", "View", "open_run")
+__all__ = ("Record", "Run", "Ticking", "View", "open_run")
 
 logger = logging.getLogger(__name__)
 
@@ -38,10 +38,6 @@ _CONFIG = "config.json"
 _OWN_KEYS = frozenset({"time_s", "phase", "step"})
 _LEAVE_S = 2.0
 _TICK_S = 0.25
-
-
-class RunDirectoryError(FwasyncError):
-    """The directory of a run cannot be used: it holds another run, or the system refuses to write there."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fwasync.checkpoints import ledger as ledger_module
-from fwasync.checkpoints.ledger import CheckpointEntry, CheckpointLedger, CheckpointLedgerError
-from fwasync.errors import UsageError
+from fwasync.checkpoints.ledger import CheckpointEntry, CheckpointLedger
+from fwasync.errors import CheckpointLedgerError, UsageError
 
 FIRST = CheckpointEntry("step-1", 1, 64, "job-1", state_path="cross_job://job-1/step-1")
 SECOND = CheckpointEntry("step-2", 2, 128, "job-1", sampler_path="step-2-ab12", extra={"seed": 7})

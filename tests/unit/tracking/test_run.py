@@ -17,10 +17,10 @@ import anyio
 import pytest
 from blockbuster import blockbuster_ctx
 
-from fwasync.errors import ClosedError, UsageError
+from fwasync.errors import ClosedError, RunDirectoryError, UsageError
 from fwasync.tracking import run as run_module
 from fwasync.tracking.files import LineFile
-from fwasync.tracking.run import Record, Run, RunDirectoryError, open_run
+from fwasync.tracking.run import Record, Run, open_run
 
 
 def lines_of(run: Run) -> list[dict[str, Any]]:
