@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from fwasync._http.client import Transport
 from fwasync._http.reading import read
 from fwasync._http.retry import RetryPolicy
-from fwasync._http.session import Session
+from fwasync._http.session import Session, Wire
 from fwasync._wire.messages import Capabilities
 from fwasync.errors import UsageError
 from fwasync.sampling.client import AsyncSamplingClient
@@ -41,6 +41,8 @@ class AsyncServiceClient:
         base_url: The service. Unset: the environment's `FWASYNC_BASE_URL`, else `TINKER_BASE_URL`.
         api_key: Its key. Unset: the environment's `FWASYNC_API_KEY`, else `FIREWORKS_API_KEY` for hosts of fireworks.ai
             and `TINKER_API_KEY` for those of thinkingmachines.dev. It is never shown.
+        wire: `"json"` or `"protobuf"` for batches and their results. `"auto"` begins with JSON, goes over to protobuf
+            with a service that takes nothing else, and takes results in either.
         retry: How long requests that get no answer, or none that is final, are repeated: five minutes unless set.
         transport: Another httpx transport, to reach the service in a way of your own.
 
@@ -56,6 +58,7 @@ class AsyncServiceClient:
         base_url: str | None = None,
         api_key: str | None = None,
         *,
+        wire: Wire = "auto",
         retry: RetryPolicy | None = None,
         transport: Transport | None = None,
     ) -> None:
@@ -65,7 +68,7 @@ class AsyncServiceClient:
                 "no base_url: pass the trainer service's URL, or set FWASYNC_BASE_URL. "
                 "`fwasync serve` starts one on this machine and prints its URL."
             )
-        self._session = Session(url, _api_key(url, api_key), retry=retry, transport=transport)
+        self._session = Session(url, _api_key(url, api_key), wire=wire, retry=retry, transport=transport)
 
     def __repr__(self) -> str:
         return f"<AsyncServiceClient {self.base_url}>"

@@ -14,6 +14,10 @@ from typing import Any
 
 import anyio
 import httpx
+import numpy as np
+
+from fwasync._wire.protobuf import batches, results
+from fwasync._wire.tensors import ForwardBackwardResult
 
 KEY = "tml-secret-key"
 SEQUENCED = {
@@ -41,6 +45,8 @@ def answer(status: int, content: Any) -> httpx.Response:
 @dataclass
 class FakeTrainer(httpx.AsyncBaseTransport):
     counts_rejected: bool = True
+    takes: str = "json"
+    accepts: str = ""
     sent: list[Sent] = field(default_factory=list)
     applied: list[str] = field(default_factory=list)
     results: dict[str, Any] = field(default_factory=dict)
@@ -70,7 +76,12 @@ class FakeTrainer(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         path = request.url.path.removeprefix("/api/v1/")
         content = await request.aread()
-        body = json.loads(content) if content else {}
+        if path.startswith("forward") and not request.headers["content-type"].endswith(self.takes):
+            return answer(415, {"detail": f"send it as {self.takes}"})
+        body = _from_protobuf(content) if self.takes == "x-protobuf" and path.startswith("forward") else None
+        if body is None:
+            body = json.loads(content) if content else {}
+        self.accepts = request.headers["accept"]
         if request.headers.get("x-api-key") != KEY:
             return answer(401, {"detail": f"bad key {request.headers.get('x-api-key')}"})
         if path == "retrieve_future":
@@ -98,6 +109,10 @@ class FakeTrainer(httpx.AsyncBaseTransport):
                 if body["request_id"] not in self.results:
                     return answer(410, {"detail": "unknown"})
                 result = self.results[body["request_id"]]
+                if "loss_fn_outputs" in result and self.takes == "x-protobuf" and "protobuf" in self.accepts:
+                    return httpx.Response(
+                        200, content=_to_protobuf(result), headers={"content-type": "application/x-protobuf"}
+                    )
                 return result if isinstance(result, httpx.Response) else answer(200, result)
             case "get_info":
                 return answer(200, {"model_id": body["model_id"], "model_data": {"tokenizer_id": "t"}})
@@ -143,7 +158,7 @@ class FakeTrainer(httpx.AsyncBaseTransport):
 
     def _result(self, path: str, body: dict[str, Any]) -> Any:
         if path.startswith("forward"):
-            data = body[f"{path}_input"]["data"]
+            data = body.get("forward_input", body.get("forward_backward_input"))["data"]
             outputs = []
             for datum in data:
                 shape = datum["loss_fn_inputs"]["target_tokens"]["shape"]
@@ -156,3 +171,19 @@ class FakeTrainer(httpx.AsyncBaseTransport):
         if path == "optim_step":
             return {"metrics": {"grad_norm": 1.0}}
         return {"path": f"tinker://{body.get('path')}"}
+
+
+def _from_protobuf(content: bytes) -> dict[str, Any]:
+    request = batches.decode_request(content)
+    data = [
+        {"loss_fn_inputs": {name: {"shape": list(array.shape)} for name, array in inputs.items()}}
+        for _, inputs in request.datums()
+    ]
+    name = "forward_input" if request.forward_only else "forward_backward_input"
+    return {"model_id": request.model_id, "seq_id": request.seq_id, name: {"data": data}}
+
+
+def _to_protobuf(result: dict[str, Any]) -> bytes:
+    outputs = [{"logprobs": np.asarray(o["logprobs"]["data"], np.float32)} for o in result["loss_fn_outputs"]]
+    record = ForwardBackwardResult(outputs, result["metrics"], result["loss_fn_output_type"])  # type: ignore[arg-type]
+    return b"".join(results.encode_outputs(record))

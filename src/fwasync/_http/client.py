@@ -36,6 +36,7 @@ again."""
 
 _WRITE_SIZE = 256 * 1024
 _ATTEMPT_TIMEOUT_S = 60.0
+_JSON = "application/json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,7 @@ class Answer:
 
     status: int
     body: bytes
+    content_type: str
     retry_after_s: float | None
 
 
@@ -104,8 +106,6 @@ class Http:
             transport=transport or _transport(),
             timeout=None,  # time-outs are cancel scopes, see `attempt`
             headers={
-                "Accept": "application/json",
-                "Content-Type": "application/json",
                 "User-Agent": f"fwasync/{__version__}",
                 "X-API-Key": api_key,
                 "X-Tinker-Sampling-Backpressure": "1",
@@ -134,6 +134,8 @@ class Http:
         path: str,
         body: Body = (),
         *,
+        content_type: str = _JSON,
+        accept: str = _JSON,
         idempotency_key: str | None = None,
         timeout: float = _ATTEMPT_TIMEOUT_S,
     ) -> Answer:
@@ -142,7 +144,9 @@ class Http:
         Args:
             method: HTTP method.
             path: Below `/api/v1`, without a leading slash.
-            body: Pieces of the JSON body.
+            body: Pieces of the body.
+            content_type: What the body is.
+            accept: What the answer may be.
             idempotency_key: The same for all attempts at one thing.
             timeout: Seconds from the start to the last byte of the answer.
 
@@ -159,7 +163,7 @@ class Http:
             method,
             f"{self.base_url}/api/v1/{path}",
             content=b"".join(body) if size <= _WRITE_SIZE else _written(body),
-            headers={"Content-Length": str(size)} if body else None,
+            headers={"Accept": accept, "Content-Type": content_type} | ({"Content-Length": str(size)} if body else {}),
         )
         if idempotency_key is not None:
             request.headers["X-Idempotency-Key"] = idempotency_key
@@ -174,7 +178,12 @@ class Http:
             raise Unanswered(self._safe(error), connected=not refused) from error
         except OSError as error:  # what a socket says before aiohttp wraps it
             raise Unanswered(self._safe(error), connected=True) from error
-        return Answer(response.status_code, response.content, retry_after(response.headers, now=time.time()))
+        return Answer(
+            response.status_code,
+            response.content,
+            response.headers.get("content-type", ""),
+            retry_after(response.headers, now=time.time()),
+        )
 
     async def call(
         self,
@@ -182,6 +191,7 @@ class Http:
         path: str,
         body: Body = (),
         *,
+        content_type: str = _JSON,
         retry: RetryPolicy | None = None,
         timeout: float = _ATTEMPT_TIMEOUT_S,
     ) -> bytes:
@@ -206,7 +216,9 @@ class Http:
             attempt += 1
             failure: Answer | Unanswered
             try:
-                failure = await self.attempt(method, path, body, idempotency_key=key, timeout=timeout)
+                failure = await self.attempt(
+                    method, path, body, content_type=content_type, idempotency_key=key, timeout=timeout
+                )
             except Unanswered as error:
                 failure, wanted = error, None
                 reached = reached or error.connected

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import anyio
 
-from fwasync._http.client import Http, Unanswered
+from fwasync._http.client import Answer, Http, Unanswered
+from fwasync._wire import protobuf
 from fwasync._wire.futures import (
     Expired,
     Failed,
@@ -34,9 +35,10 @@ async def retrieve(
     request_id: str | int,
     *,
     what: str,
+    accept: str = "application/json",
     on_wait: Callable[[NotReady], None] | None = None,
-) -> bytes:
-    """The result's body, as soon as the service has it.
+) -> Answer:
+    """The answer that is the result, as soon as the service has it.
 
     It may be called again and again, also after it was cancelled.
 
@@ -44,6 +46,7 @@ async def retrieve(
         http: The service.
         request_id: The future.
         what: The operation's name, for errors.
+        accept: What the result may come in.
         on_wait: Told of every "not ready".
 
     The service's retry policy bounds an unbroken row of polls that fail; a poll that is answered starts the budget
@@ -62,10 +65,11 @@ async def retrieve(
     failing_since = 0.0
     while True:
         started = anyio.current_time()
-        poll = await _poll(http, request_id, metadata_only=metadata_only)
+        poll = await _poll(http, request_id, metadata_only=metadata_only, accept=accept)
         match poll.outcome:
             case Ready():
-                return poll.body
+                assert poll.answer is not None
+                return poll.answer
             case Failed(message, category):
                 raise OperationFailedError(
                     f"{what} failed on the service ({category}): {message}",
@@ -89,7 +93,10 @@ async def retrieve(
                 failures += 1
                 failing_s = anyio.current_time() - failing_since
                 delay = http.retry.delay(
-                    failures, elapsed_s=failing_s, jitter=random.random(), retry_after_s=poll.retry_after_s
+                    failures,
+                    elapsed_s=failing_s,
+                    jitter=random.random(),
+                    retry_after_s=poll.answer.retry_after_s if poll.answer else None,
                 )
                 if delay is None:
                     raise RetryBudgetExhaustedError(
@@ -102,19 +109,19 @@ async def retrieve(
 @dataclass(frozen=True, slots=True)
 class _Poll:
     outcome: Outcome
-    body: bytes = b""
     failure: str = ""
-    retry_after_s: float | None = None
+    answer: Answer | None = None
 
 
-async def _poll(http: Http, request_id: str | int, *, metadata_only: bool) -> _Poll:
+async def _poll(http: Http, request_id: str | int, *, metadata_only: bool, accept: str) -> _Poll:
     body = encode(RetrieveFutureRequest(request_id=request_id, allow_metadata_only=metadata_only))
     try:
-        answer = await http.attempt("POST", "retrieve_future", [body], timeout=_POLL_TIMEOUT_S)
+        answer = await http.attempt("POST", "retrieve_future", [body], accept=accept, timeout=_POLL_TIMEOUT_S)
     except Unanswered as error:
-        return _Poll(Transient(), failure=str(error))
+        return _Poll(Transient(), str(error))
     text = "" if answer.status == 200 else http.error_text(answer)
-    outcome = read_outcome(answer.status, answer.body, text=text)
+    is_protobuf = protobuf.CONTENT_TYPE in answer.content_type
+    outcome = Ready() if answer.status == 200 and is_protobuf else read_outcome(answer.status, answer.body, text=text)
     if outcome is None:
         raise http.refusal(answer, "retrieve_future")
-    return _Poll(outcome, answer.body, f"status {answer.status} {text}".rstrip(), answer.retry_after_s)
+    return _Poll(outcome, f"status {answer.status} {text}".rstrip(), answer)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 import itertools
 import logging
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 import anyio
 import anyio.to_thread
@@ -18,13 +19,17 @@ from fwasync._http.client import Http, Transport, Unanswered
 from fwasync._http.reading import read
 from fwasync._http.retry import RetryPolicy
 from fwasync._version import __version__
+from fwasync._wire.codec import ACCEPT_ALL, JSON, PROTOBUF, Codec
 from fwasync._wire.messages import CreateSessionRequest, SessionCreated, SessionHeartbeat, encode
-from fwasync.errors import ClosedError, NotFoundError, ProtocolError, SessionLostError
+from fwasync.errors import ClosedError, NotFoundError, ProtocolError, SessionLostError, UsageError
 
-__all__ = ("Session",)
+__all__ = ("Session", "Wire")
 
 logger = logging.getLogger("fwasync.session")
 
+Wire = Literal["auto", "json", "protobuf"]
+
+_CODECS: dict[str, Codec] = {"auto": replace(JSON, name="auto", accept=ACCEPT_ALL), "json": JSON, "protobuf": PROTOBUF}
 _HEARTBEAT_S = 10.0
 _FAREWELL_S = 0.5
 
@@ -35,14 +40,25 @@ class Session:
     Args:
         base_url: The service.
         api_key: Its key.
+        wire: `"json"` or `"protobuf"` for batches and results; `"auto"` begins with JSON, goes over to protobuf with
+            a service that takes nothing else, and lets results come in either.
         retry: How long requests are repeated that get no final answer.
         transport: Another httpx transport.
     """
 
     def __init__(
-        self, base_url: str, api_key: str, *, retry: RetryPolicy | None = None, transport: Transport | None = None
+        self,
+        base_url: str,
+        api_key: str,
+        *,
+        wire: Wire = "auto",
+        retry: RetryPolicy | None = None,
+        transport: Transport | None = None,
     ) -> None:
+        if wire not in _CODECS:
+            raise UsageError(f"wire is {wire!r}; it must be 'auto', 'json' or 'protobuf'")
         self.http = Http(base_url, api_key, retry=retry, transport=transport)
+        self.codec = _CODECS[wire]
         self._background = Background()
         self._session_id: str | None = None
         self._lost: str | None = None
@@ -70,6 +86,13 @@ class Session:
                 "gone: open a new service client, create the model again and load its last checkpoint."
             )
         return self._session_id
+
+    def refuses_json(self) -> bool:
+        """Go over to protobuf, where that was left open; says whether it was."""
+        if self.codec.name != "auto":
+            return False
+        self.codec = PROTOBUF
+        return True
 
     def next_model_number(self) -> int:
         """A `model_seq_id`, each given once."""

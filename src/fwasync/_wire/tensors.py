@@ -7,7 +7,7 @@ float32 in its shortest text that reads back to the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import msgspec
@@ -29,6 +29,7 @@ __all__ = (
     "TensorMessage",
     "decode_batch",
     "decode_outputs",
+    "dense_of_csr",
     "encode_batch",
     "encode_batch_end",
     "encode_outputs",
@@ -45,7 +46,10 @@ _NUMPY = orjson.OPT_SERIALIZE_NUMPY
 
 
 class TensorMessage(Message):
-    """A dense tensor: flat row-major numbers. No `shape` means one dimension."""
+    """A tensor: flat row-major numbers. No `shape` means one dimension.
+
+    With both lists of indices it is a sparse matrix (see `dense_of_csr`), and `data` are the values listed.
+    """
 
     data: msgspec.Raw
     dtype: DType | None = None
@@ -141,7 +145,7 @@ def encode_record(record: Mapping[str, Array]) -> bytes:
 
 
 def encode_batch(
-    data: Iterable[tuple[bytes, Mapping[str, Array]]],
+    data: Iterable[tuple[ModelInput, Mapping[str, Array]]],
     *,
     backward: bool,
     loss_fn: str,
@@ -153,7 +157,7 @@ def encode_batch(
     (see `encode_batch_end`).
 
     Args:
-        data: For each datum the JSON of its model input, and its loss_fn_inputs.
+        data: For each datum its model input and its loss_fn_inputs.
         backward: Which of the two requests it is.
         loss_fn: Name of the server's loss.
         loss_fn_config: Its options, if any.
@@ -162,8 +166,8 @@ def encode_batch(
     head = b'{"loss_fn":' + orjson.dumps(loss_fn) + config + b',"data":['
     separator = (b'{"forward_backward_input":' if backward else b'{"forward_input":') + head
     for model_input, loss_fn_inputs in data:
-        record = encode_record(loss_fn_inputs)
-        yield separator + b'{"model_input":' + model_input + b',"loss_fn_inputs":' + record + b"}"
+        tokens, record = model_input_json(model_input), encode_record(loss_fn_inputs)
+        yield separator + b'{"model_input":' + tokens + b',"loss_fn_inputs":' + record + b"}"
         separator = b","
 
 
@@ -192,15 +196,54 @@ def encode_outputs(result: ForwardBackwardResult) -> Iterator[bytes]:
 
 def _decode_tensor(message: TensorMessage, default_dtype: DType) -> Array:
     dtype = message.dtype or default_dtype
-    if message.sparse_crow_indices is not None or message.sparse_col_indices is not None:
-        raise ValueError("sparse (CSR) tensors are not supported here: send it dense")
     values = msgspec.json.decode(message.data, type=list[float] if dtype == "float32" else list[int])
-    flat = np.asarray(values, dtype=dtype)
+    flat = cast("Array", np.asarray(values, dtype=dtype))
+    rows, columns = message.sparse_crow_indices, message.sparse_col_indices
+    if rows is not None and columns is not None:
+        indices = (np.asarray(rows, dtype=np.int64), np.asarray(columns, dtype=np.int64))
+        return dense_of_csr(flat, *indices, message.shape or ())
+    if rows is not None or columns is not None:
+        raise ValueError("a sparse (CSR) tensor needs both sparse_crow_indices and sparse_col_indices")
     if message.shape is None:
-        return cast("Array", flat)
+        return flat
     if int(np.prod(message.shape)) != flat.size:
         raise ValueError(f"shape {message.shape} does not hold {flat.size} values")
-    return cast("Array", flat.reshape(message.shape))
+    return flat.reshape(message.shape)
+
+
+_MOST_CELLS = 2**26  # a few bytes must not claim all memory
+
+
+def dense_of_csr(
+    values: Array, row_starts: npt.NDArray[np.int64], columns: npt.NDArray[np.int64], shape: Sequence[int]
+) -> Array:
+    """A matrix from its compressed sparse rows; the cells that are not listed are 0.
+
+    Args:
+        values: The values listed, row by row.
+        row_starts: int64 `[rows + 1]`: row i has the values from `row_starts[i]` up to `row_starts[i + 1]`.
+        columns: int64, the column of each value; they rise within a row.
+        shape: `(rows, columns)`.
+
+    Raises:
+        ValueError: These do not make a matrix, or it is beyond all measure.
+    """
+    if len(shape) != 2 or min(shape) < 0:
+        raise ValueError(f"a sparse (CSR) tensor has two dimensions, but its shape is {list(shape)}")
+    height, width = shape
+    if height * width > _MOST_CELLS:
+        raise ValueError(f"a sparse (CSR) tensor of the shape {list(shape)} is too large: at most {_MOST_CELLS} cells")
+    counts = np.diff(row_starts)
+    if len(row_starts) != height + 1 or row_starts[0] != 0 or row_starts[-1] != values.size or (counts < 0).any():
+        raise ValueError(f"sparse_crow_indices do not split {values.size} values into {height} rows")
+    if columns.size != values.size or ((columns < 0) | (columns >= width)).any():
+        raise ValueError(f"sparse_col_indices do not place {values.size} values in {width} columns")
+    cells = np.repeat(np.arange(height), counts) * width + columns
+    if (np.diff(cells) <= 0).any():
+        raise ValueError("sparse_col_indices do not rise within each row")
+    dense = np.zeros(height * width, dtype=values.dtype)
+    dense[cells] = values
+    return cast("Array", dense.reshape(height, width))
 
 
 def model_input_tokens(message: ModelInputMessage) -> npt.NDArray[np.int64]:

@@ -13,11 +13,12 @@ import numpy as np
 
 from fwasync._background import Background
 from fwasync._http.checks import require_finite
-from fwasync._http.client import Unanswered
+from fwasync._http.client import Answer, Unanswered
 from fwasync._http.reading import read
 from fwasync._http.retrieve import retrieve
 from fwasync._http.session import Session
 from fwasync._wire import messages
+from fwasync._wire.codec import decode_sample
 from fwasync._wire.messages import encode
 from fwasync._wire.tensors import model_input_json
 from fwasync.errors import ClosedError, OperationTimeoutError, ProtocolError, ResultLostError, UsageError
@@ -167,7 +168,9 @@ class AsyncSamplingClient:
             body = await self._session.http.call("POST", "asample", [encode(request)])
             submitted = read("asample", body, messages.Submitted)
             try:
-                result = await retrieve(self._session.http, submitted.request_id, what="sample")
+                result = await retrieve(
+                    self._session.http, submitted.request_id, what="sample", accept=self._session.codec.accept
+                )
             except ResultLostError:
                 # A sample has no effect to double: it is asked for anew.
                 if not resubmissions_left:
@@ -177,7 +180,7 @@ class AsyncSamplingClient:
                 self._abandonment.set()
                 raise
             else:
-                return _response(read("sample", result, messages.SampleResult), submitted)
+                return _response(_read_sample(result), submitted)
         raise AssertionError("unreachable: the last resubmission returns or raises")
 
     async def _tell_abandoned(self) -> None:
@@ -194,6 +197,13 @@ class AsyncSamplingClient:
                     continue
                 if answer.status in (404, 405):
                     return  # this service knows no such request
+
+
+def _read_sample(answer: Answer) -> messages.SampleResult:
+    try:
+        return decode_sample(answer.content_type, answer.body)
+    except ValueError as error:
+        raise ProtocolError(f"sample: the result cannot be read: {error}") from error
 
 
 def _response(result: messages.SampleResult, submitted: messages.Submitted) -> SampleResponse:

@@ -9,18 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-import msgspec
 import numpy as np
 
 from fwasync._http.checks import require_finite
+from fwasync._http.client import Answer
 from fwasync._http.slices import in_slices
-from fwasync._wire.messages import decode
-from fwasync._wire.tensors import Array, ForwardBackwardEnvelope, decode_outputs, encode_batch, model_input_json
+from fwasync._wire.codec import Codec, decode_outputs
+from fwasync._wire.tensors import Array
 from fwasync.errors import DatumError, ProtocolError
 from fwasync.training.merge import merge_metrics
 
 if TYPE_CHECKING:
-    from tinker.types import Datum, ForwardBackwardOutput
+    from tinker.types import Datum, ForwardBackwardOutput, ModelInput
 
 __all__ = ("encode_chunks", "merge_results", "plan_chunks")
 
@@ -52,12 +52,11 @@ def _arrays(datum: Datum, where: str) -> dict[str, Array]:
     return arrays
 
 
-def _checked(data: Sequence[Datum]) -> Iterator[tuple[bytes, Mapping[str, Array]]]:
+def _checked(data: Sequence[Datum]) -> Iterator[tuple[ModelInput, Mapping[str, Array]]]:
     for index, datum in enumerate(data):
         where = f"datum {index} of {len(data)}"
         try:
-            arrays = _arrays(datum, where)
-            yield model_input_json(datum.model_input), arrays
+            yield datum.model_input, _arrays(datum, where)
         except DatumError:
             raise
         except (AttributeError, TypeError, ValueError) as error:
@@ -79,7 +78,12 @@ def plan_chunks(sizes: Sequence[int], *, max_datums: int, max_bytes: int) -> lis
 
 
 async def encode_chunks(
-    data: Sequence[Datum], *, backward: bool, loss_fn: str, loss_fn_config: Mapping[str, Any] | None
+    data: Sequence[Datum],
+    *,
+    codec: Codec,
+    backward: bool,
+    loss_fn: str,
+    loss_fn_config: Mapping[str, Any] | None,
 ) -> list[list[bytes]]:
     """The beginnings of the request bodies for a batch, one for each chunk (see `encode_batch`).
 
@@ -90,29 +94,36 @@ async def encode_chunks(
         raise DatumError("the batch is empty: pass at least one datum")
     require_finite("loss_fn_config", loss_fn_config or {})
 
-    def encode(part: Sequence[tuple[bytes, Mapping[str, Array]]]) -> Iterator[bytes]:
-        return encode_batch(part, backward=backward, loss_fn=loss_fn, loss_fn_config=loss_fn_config)
-
     checked = await in_slices(_checked(data))
-    sizes = [len(tokens) + 10 * sum(array.size for array in arrays.values()) for tokens, arrays in checked]
-    plan = plan_chunks(sizes, max_datums=MAX_CHUNK_DATUMS, max_bytes=MAX_CHUNK_BYTES)
-    return [await in_slices(encode(checked[chunk])) for chunk in plan]
+    sizes = [10 * (tokens.length + sum(array.size for array in arrays.values())) for tokens, arrays in checked]
+    chunks: list[list[bytes]] = []
+    for chunk in plan_chunks(sizes, max_datums=MAX_CHUNK_DATUMS, max_bytes=MAX_CHUNK_BYTES):
+        pieces = codec.encode_batch(checked[chunk], backward=backward, loss_fn=loss_fn, loss_fn_config=loss_fn_config)
+        try:
+            chunks.append(await in_slices(pieces))
+        except (AttributeError, TypeError, ValueError) as error:
+            raise DatumError(f"the batch cannot be encoded as {codec.name}: {error}") from error
+    return chunks
 
 
-async def merge_results(bodies: Sequence[bytes]) -> ForwardBackwardOutput:
+async def merge_results(answers: Sequence[Answer]) -> ForwardBackwardOutput:
     """The result of a batch from those of its chunks, in order."""
     from tinker.types import ForwardBackwardOutput, TensorData
 
     try:
-        envelopes = [decode(body, ForwardBackwardEnvelope) for body in bodies]
-        records = [record for envelope in envelopes for record in await in_slices(decode_outputs(envelope))]
-    except (msgspec.MsgspecError, ValueError) as error:
+        parts = [decode_outputs(answer.content_type, answer.body) for answer in answers]
+        records = [await in_slices(part_records) for _, _, part_records in parts]
+    except ValueError as error:
         raise ProtocolError(f"a result of forward or forward_backward cannot be read: {error}") from error
     return ForwardBackwardOutput(
-        loss_fn_output_type=envelopes[0].loss_fn_output_type or "",
-        loss_fn_outputs=[{name: TensorData.from_numpy(array) for name, array in record.items()} for record in records],
+        loss_fn_output_type=parts[0][0],
+        loss_fn_outputs=[
+            {name: TensorData.from_numpy(array) for name, array in record.items()}
+            for part_records in records
+            for record in part_records
+        ],
         metrics=merge_metrics(
-            [envelope.metrics or {} for envelope in envelopes],
-            weights=[len(envelope.loss_fn_outputs) for envelope in envelopes],
+            [metrics for _, metrics, _ in parts],
+            weights=[len(part_records) for part_records in records],
         ),
     )

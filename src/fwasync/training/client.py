@@ -336,7 +336,7 @@ class AsyncTrainingClient:
         body = await http.call("POST", "create_model", [encode(request)])
         submitted = read("create_model", body, messages.Submitted)
         result = await retrieve(http, submitted.request_id, what=f"creating a model of {self.base_model}")
-        return read("create_model", result, messages.ModelCreated).model_id
+        return read("create_model", result.body, messages.ModelCreated).model_id
 
     async def _drain(self) -> None:
         """Wait for everything that was submitted and that nobody awaited; raise what failed."""

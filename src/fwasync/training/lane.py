@@ -18,9 +18,11 @@ from collections.abc import Callable
 
 import anyio
 
+from fwasync._http.client import Answer
 from fwasync._http.reading import read
 from fwasync._http.retrieve import retrieve
 from fwasync._http.session import Session
+from fwasync._wire.codec import Codec
 from fwasync._wire.futures import NotReady
 from fwasync._wire.messages import Submitted
 from fwasync.errors import (
@@ -107,12 +109,21 @@ class Lane:
 
     # -- what an operation uses while it has its turn ------------------------------------------
 
-    async def send(self, path: str, body: Callable[[int], list[bytes]], *, part: int = 0, parts: int = 1) -> str | int:
+    async def send(
+        self,
+        path: str,
+        body: Callable[[int], list[bytes]],
+        *,
+        content_type: str = "application/json",
+        part: int = 0,
+        parts: int = 1,
+    ) -> str | int:
         """Send one numbered request until it is acknowledged.
 
         Args:
             path: Below `/api/v1`.
             body: Gives the body for a number.
+            content_type: What the body is.
             part: Which of the operation's requests that have an effect this is, from 0.
             parts: How many of them there are.
 
@@ -126,7 +137,7 @@ class Lane:
                 itself (5xx), or an answer that cannot be read.
         """
         try:
-            answer = await self._send_numbered(path, body)
+            answer = await self._send_numbered(path, body, content_type)
             submitted = read(path, answer, Submitted)
         except EFFECT_UNKNOWN as error:
             self._broken = f"{path} was not acknowledged and may or may not have taken effect ({error})"
@@ -143,23 +154,37 @@ class Lane:
         self._number_in_doubt = False
         return submitted.request_id
 
-    async def _send_numbered(self, path: str, body: Callable[[int], list[bytes]]) -> bytes:
+    async def _send_numbered(self, path: str, body: Callable[[int], list[bytes]], content_type: str) -> bytes:
         http = self._session.http
         _ = self._session.session_id  # raises if the session is lost
         try:
-            return await http.call("POST", path, body(self._next_number))
+            return await http.call("POST", path, body(self._next_number), content_type=content_type)
         except ConflictError:
             if not self._number_in_doubt:
                 raise
         self._next_number += 1
         self._number_in_doubt = False
-        return await http.call("POST", path, body(self._next_number))
+        return await http.call("POST", path, body(self._next_number), content_type=content_type)
 
     async def fetch(
-        self, request_id: str | int, *, what: str, on_wait: Callable[[NotReady], None] | None = None
-    ) -> bytes:
-        """The body of a request's result."""
-        return await retrieve(self._session.http, request_id, what=what, on_wait=on_wait)
+        self,
+        request_id: str | int,
+        *,
+        what: str,
+        accept: str = "application/json",
+        on_wait: Callable[[NotReady], None] | None = None,
+    ) -> Answer:
+        """The answer that is a request's result."""
+        return await retrieve(self._session.http, request_id, what=what, accept=accept, on_wait=on_wait)
+
+    @property
+    def codec(self) -> Codec:
+        """How batches are sent."""
+        return self._session.codec
+
+    def refuses_json(self) -> bool:
+        """Go over to protobuf, where that was left open; says whether it was."""
+        return self._session.refuses_json()
 
     def _broken_error(self, what: str) -> SequenceBrokenError:
         return SequenceBrokenError(

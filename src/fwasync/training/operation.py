@@ -13,6 +13,8 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import anyio
 
+from fwasync._http.client import Answer
+from fwasync._wire.codec import Codec
 from fwasync._wire.futures import NotReady
 from fwasync.errors import (
     OperationFailedError,
@@ -36,14 +38,36 @@ State = Literal["queued", "admitting", "admitted", "done", "failed", "withdrawn"
 class Admission(Protocol):
     """What an operation may do while it has its turn (see `Lane`)."""
 
-    async def send(self, path: str, body: Callable[[int], list[bytes]], *, part: int = 0, parts: int = 1) -> str | int:
+    async def send(
+        self,
+        path: str,
+        body: Callable[[int], list[bytes]],
+        *,
+        content_type: str = "application/json",
+        part: int = 0,
+        parts: int = 1,
+    ) -> str | int:
         """Send one numbered request until it is acknowledged; returns the request id."""
         ...
 
     async def fetch(
-        self, request_id: str | int, *, what: str, on_wait: Callable[[NotReady], None] | None = None
-    ) -> bytes:
-        """The body of a request's result."""
+        self,
+        request_id: str | int,
+        *,
+        what: str,
+        accept: str = "application/json",
+        on_wait: Callable[[NotReady], None] | None = None,
+    ) -> Answer:
+        """The answer that is a request's result."""
+        ...
+
+    @property
+    def codec(self) -> Codec:
+        """How batches are sent."""
+        ...
+
+    def refuses_json(self) -> bool:
+        """Go over to protobuf, where that was left open; says whether it was."""
         ...
 
 

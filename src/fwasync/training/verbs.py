@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fwasync._http.reading import read
+from fwasync._wire.codec import Codec
 from fwasync._wire.messages import Message, encode
-from fwasync._wire.tensors import encode_batch_end
+from fwasync.errors import BadRequestError
 from fwasync.training.batch import encode_chunks, merge_results
 from fwasync.training.custom_loss import CustomLoss, forward_datums, run_loss, surrogate_datums
 from fwasync.training.operation import Admission, Operation
@@ -20,6 +21,8 @@ __all__ = ("Admit", "batch", "custom", "single")
 
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
+
+_UNSUPPORTED_MEDIA_TYPE = 415
 
 Collect = Callable[[], Awaitable[T]]
 Admit = Callable[[Operation[T], Admission], Awaitable[Collect[T]]]
@@ -40,8 +43,8 @@ def single(path: str, request: Callable[[int], Message], answer: type[M], conver
         operation.request_ids.append(str(request_id))
 
         async def collect() -> T:
-            body = await admission.fetch(request_id, what=operation.verb, on_wait=operation.note_wait)
-            return convert(read(operation.verb, body, answer))
+            result = await admission.fetch(request_id, what=operation.verb, on_wait=operation.note_wait)
+            return convert(read(operation.verb, result.body, answer))
 
         return collect
 
@@ -61,25 +64,38 @@ def batch(
     async def admit(
         operation: Operation[ForwardBackwardOutput], admission: Admission
     ) -> Collect[ForwardBackwardOutput]:
-        chunks = await encode_chunks(data, backward=backward, loss_fn=loss_fn, loss_fn_config=loss_fn_config)
         request_ids: list[str | int] = []
-        for index, start in enumerate(chunks):
-            request_id = await admission.send(
-                "forward_backward" if backward else "forward",
-                lambda number, start=start: [*start, encode_batch_end(model_id, number)],
-                part=index if backward else 0,
-                parts=len(chunks),
+
+        async def send(codec: Codec) -> None:
+            chunks = await encode_chunks(
+                data, codec=codec, backward=backward, loss_fn=loss_fn, loss_fn_config=loss_fn_config
             )
-            operation.request_ids.append(str(request_id))
-            request_ids.append(request_id)
+            for index, start in enumerate(chunks):
+                request_id = await admission.send(
+                    codec.path(backward=backward),
+                    lambda number, start=start: [*start, codec.encode_batch_end(model_id, number)],
+                    content_type=codec.content_type,
+                    part=index if backward else 0,
+                    parts=len(chunks),
+                )
+                operation.request_ids.append(str(request_id))
+                request_ids.append(request_id)
+
+        try:
+            await send(admission.codec)
+        except BadRequestError as error:
+            if error.status != _UNSUPPORTED_MEDIA_TYPE or not admission.refuses_json():
+                raise
+            await send(admission.codec)
+        accept = admission.codec.accept
 
         async def collect() -> ForwardBackwardOutput:
             # One after the other: the service works in this order too, and the first failure is the one to tell.
-            bodies = [
-                await admission.fetch(request_id, what=operation.verb, on_wait=operation.note_wait)
+            answers = [
+                await admission.fetch(request_id, what=operation.verb, accept=accept, on_wait=operation.note_wait)
                 for request_id in request_ids
             ]
-            return await merge_results(bodies)
+            return await merge_results(answers)
 
         return collect
 

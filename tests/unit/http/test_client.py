@@ -11,7 +11,7 @@ import pytest
 from fwasync import AsyncServiceClient, errors
 from fwasync._http.client import Http, Unanswered, service_url
 from fwasync._http.retrieve import retrieve
-from support.clock import virtual_time
+from fwasync.testing import virtual_time
 
 KEY = "tml-very-secret"
 Step = httpx.Response | Exception | Callable[[httpx.Request], httpx.Response]
@@ -113,7 +113,7 @@ async def test_polling_goes_on_until_there_is_a_result() -> None:
         httpx.Response(200, json={"metrics": {}}),
     )
     async with http:
-        assert await retrieve(http, "r", what="optim_step", on_wait=waits.append) == b'{"metrics":{}}'
+        assert (await retrieve(http, "r", what="optim_step", on_wait=waits.append)).body == b'{"metrics":{}}'
     assert [w.queue_state for w in waits] == ["active", None]  # type: ignore[attr-defined]
     assert seen[-2].content == b'{"request_id":"r","allow_metadata_only":true}'
     assert seen[-1].content == b'{"request_id":"r","allow_metadata_only":false}'

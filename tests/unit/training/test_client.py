@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from fwasync import AsyncServiceClient, AsyncTrainingClient, errors, types
-from support.clock import virtual_time
+from fwasync._http.session import Wire
+from fwasync.testing import virtual_time
 from support.fake_trainer import KEY, FakeTrainer, answer
 
 
@@ -346,3 +347,30 @@ async def test_parameters_that_json_cannot_say_are_refused(trainer: FakeTrainer)
         with pytest.raises(errors.UsageError, match="loss_fn_config: clip_low_threshold is inf"):
             await client.forward_backward([datum()], "ppo", {"clip_low_threshold": float("inf")})
     assert trainer.numbers() == []
+
+
+async def test_a_service_that_takes_only_protobuf_is_found_out_once() -> None:
+    trainer = FakeTrainer(takes="x-protobuf")
+    async with connected(trainer) as client:
+        first = await client.forward_backward([datum(2), datum(3)])
+        await client.optim_step(types.AdamParams())
+        await client.forward([datum()])
+    assert [len(record["logprobs"].to_numpy()) for record in first.loss_fn_outputs] == [2, 3]
+    assert first.metrics == {"loss:sum": 2.0}
+    assert trainer.numbers() == [("forward_backward", 1), ("optim_step", 2), ("forward_backward", 3)]
+
+
+@pytest.mark.parametrize(("wire", "takes"), [("json", "x-protobuf"), ("protobuf", "json")])
+async def test_a_chosen_wire_is_kept(wire: Wire, takes: str) -> None:
+    trainer = FakeTrainer(takes=takes)
+    service = AsyncServiceClient("http://trainer.test", KEY, wire=wire, transport=trainer)
+    async with service, service.create_training_client("base") as client:
+        with pytest.raises(errors.BadRequestError, match="415"):
+            await client.forward_backward([datum()])
+        await client.optim_step(types.AdamParams())
+    assert trainer.applied == ["optim_step"]
+
+
+def test_an_unknown_wire() -> None:
+    with pytest.raises(errors.UsageError, match="'auto', 'json' or 'protobuf'"):
+        AsyncServiceClient("http://trainer.test", KEY, wire="xml")  # type: ignore[arg-type]

@@ -59,7 +59,7 @@ def test_batches_round_trip(
     data: list[tuple[list[int], dict[str, np.ndarray]]], backward: bool, model_id: str, number: int
 ) -> None:
     pieces = encode_batch(
-        ((model_input_json(types.ModelInput.from_ints(tokens)), inputs) for tokens, inputs in data),  # type: ignore[misc]
+        ((types.ModelInput.from_ints(tokens), inputs) for tokens, inputs in data),  # type: ignore[misc]
         backward=backward,
         loss_fn="ppo",
         loss_fn_config={"clip_low_threshold": 0.8},
@@ -105,7 +105,7 @@ def test_older_clients_leave_out_types_and_shapes() -> None:
         ),
         (
             {"model_input": {"chunks": []}, "loss_fn_inputs": {"w": {"data": [1.0], "sparse_crow_indices": [0]}}},
-            "send it dense",
+            "needs both sparse_crow_indices and sparse_col_indices",
         ),
     ],
 )
