@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from fwasync.sampling.client import AsyncSamplingClient as AsyncSamplingClient
     from fwasync.service import AsyncServiceClient as AsyncServiceClient
     from fwasync.training.client import AsyncTrainingClient as AsyncTrainingClient
+    from fwasync.training.client import resolve_checkpoint_path as resolve_checkpoint_path
     from fwasync.training.future import APIFuture as APIFuture
+    from fwasync.training.normalization import GradAccNormalization as GradAccNormalization
 
 __all__ = (
     "APIFuture",
@@ -27,10 +29,12 @@ __all__ = (
     "AsyncServiceClient",
     "AsyncTrainingClient",
     "FwasyncError",
+    "GradAccNormalization",
     "OperationTimeoutError",
     "RetryPolicy",
     "__version__",
     "errors",
+    "resolve_checkpoint_path",
     "types",
 )
 
@@ -40,8 +44,10 @@ _HOMES = {
     "AsyncServiceClient": "fwasync.service",
     "AsyncTrainingClient": "fwasync.training.client",
     "FwasyncError": "fwasync.errors",
+    "GradAccNormalization": "fwasync.training.normalization",
     "OperationTimeoutError": "fwasync.errors",
     "RetryPolicy": "fwasync._http.retry",
+    "resolve_checkpoint_path": "fwasync.training.client",
 }
 
 

@@ -15,6 +15,7 @@ from fwasync._wire.messages import Capabilities
 from fwasync.errors import UsageError
 from fwasync.sampling.client import AsyncSamplingClient
 from fwasync.training.client import AsyncTrainingClient
+from fwasync.training.model import ModelSpec
 
 if TYPE_CHECKING:
     from tinker.types import GetServerCapabilitiesResponse
@@ -93,7 +94,33 @@ class AsyncServiceClient:
             OperationFailedError, BadRequestError: On entering: the service does not have the base model, or not at
                 that rank.
         """
-        return AsyncTrainingClient(self._session, base_model=base_model, lora_rank=lora_rank, seed=seed)
+        return AsyncTrainingClient(self._session, ModelSpec(base_model, lora_rank, seed=seed))
+
+    def create_base_training_client(self, base_model: str) -> AsyncTrainingClient:
+        """A frozen reference on the same service: it answers `forward` only (Fireworks and the local service).
+
+        Args:
+            base_model: One of the service's models.
+        """
+        return AsyncTrainingClient(self._session, ModelSpec(base_model, 0, base_only=True))
+
+    def create_training_client_from_state(
+        self, path: str, *, base_model: str | None = None, lora_rank: int | None = None
+    ) -> AsyncTrainingClient:
+        """A client of a new model that begins with a checkpoint's weights; its optimizer starts anew.
+
+        Args:
+            path: The checkpoint, from `save_state`.
+            base_model: Its base model. Unset: the service is asked what the checkpoint is of.
+            lora_rank: Its rank, if `base_model` is given; unset is 0, all parameters.
+        """
+        return AsyncTrainingClient(self._session, ModelSpec(base_model, lora_rank, state=path))
+
+    def create_training_client_from_state_with_optimizer(
+        self, path: str, *, base_model: str | None = None, lora_rank: int | None = None
+    ) -> AsyncTrainingClient:
+        """As `create_training_client_from_state`, but the optimizer goes on from the checkpoint too."""
+        return AsyncTrainingClient(self._session, ModelSpec(base_model, lora_rank, state=path, with_optimizer=True))
 
     def create_sampling_client(
         self, *, model_path: str | None = None, base_model: str | None = None

@@ -13,9 +13,11 @@ import msgspec
 
 __all__ = (
     "AdamParamsMessage",
+    "AdapterLoaded",
     "CancelFutureRequest",
     "Capabilities",
     "Checkpoints",
+    "ClientDynamicConfig",
     "CompleteMetadata",
     "CreateModelRequest",
     "CreateSamplingSessionRequest",
@@ -23,6 +25,7 @@ __all__ = (
     "FailedOperation",
     "GetInfoRequest",
     "Health",
+    "LoadAdapterRequest",
     "LoadWeightsRequest",
     "LoraConfigMessage",
     "Message",
@@ -32,6 +35,7 @@ __all__ = (
     "ModelUnloaded",
     "OptimStepRequest",
     "OptimStepResult",
+    "OptimizerConfigMessage",
     "RetrieveFutureRequest",
     "SampleRequestMessage",
     "SampleResult",
@@ -49,8 +53,6 @@ __all__ = (
     "SupportedModel",
     "TryAgain",
     "UnloadModelRequest",
-    "WeightsInfo",
-    "WeightsInfoRequest",
     "WeightsLoaded",
     "WeightsSaved",
     "decode",
@@ -89,6 +91,12 @@ class Capabilities(Message):
     supported_models: list[SupportedModel]
 
 
+class ClientDynamicConfig(Message):
+    """Answer of `POST /client/dynamic_config`: what newer clients ask for again and again."""
+
+    sample_cancel_enabled: bool | None = None
+
+
 class CreateSessionRequest(Message, tag_field="type", tag="create_session"):
     """`POST /create_session`."""
 
@@ -96,6 +104,7 @@ class CreateSessionRequest(Message, tag_field="type", tag="create_session"):
     tags: list[str] | msgspec.UnsetType = msgspec.UNSET
     user_metadata: dict[str, Any] | None = None
     sdk_version: str | None = None
+    display_name: str | None = None
 
 
 class SessionCreated(Message, tag_field="type", tag="create_session"):
@@ -114,6 +123,12 @@ class SessionHeartbeat(Message, tag_field="type", tag="session_heartbeat"):
 
 
 # -- models ----------------------------------------------------------------------------------------
+
+
+class OptimizerConfigMessage(Message):
+    """`optimizer_config` of newer clients; `adamw` is the default."""
+
+    type: str
 
 
 class LoraConfigMessage(Message):
@@ -136,6 +151,7 @@ class CreateModelRequest(Message, tag_field="type", tag="create_model"):
     lora_config: LoraConfigMessage | None = None
     base_only: bool | None = None
     user_metadata: dict[str, Any] | None = None
+    optimizer_config: OptimizerConfigMessage | None = None
 
 
 class ModelCreated(Message, tag_field="type", tag="create_model"):
@@ -217,6 +233,7 @@ class SaveWeightsRequest(Message, tag_field="type", tag="save_weights"):
     seq_id: int | None = None
     ttl_seconds: int | None = None
     overwrite: bool | None = None
+    user_metadata: dict[str, Any] | None = None
 
 
 class WeightsSaved(Message, tag_field="type", tag="save_weights"):
@@ -226,12 +243,21 @@ class WeightsSaved(Message, tag_field="type", tag="save_weights"):
 
 
 class LoadWeightsRequest(Message, tag_field="type", tag="load_weights"):
-    """`POST /load_weights`; answered by a future of `WeightsLoaded`."""
+    """`POST /load_weights`; answered by a future of `WeightsLoaded`.
 
-    model_id: str
+    With `model_id` and `seq_id` it is an operation of that model. With `session_id` and `model_seq_id` instead it
+    creates a model from the checkpoint, and the last three fields are the new model's.
+    """
+
     path: str
+    model_id: str | None = None
     optimizer: bool | msgspec.UnsetType = msgspec.UNSET
     seq_id: int | None = None
+    session_id: str | None = None
+    model_seq_id: int | None = None
+    base_model: str | None = None
+    user_metadata: dict[str, Any] | None = None
+    optimizer_config: OptimizerConfigMessage | None = None
 
 
 class WeightsLoaded(Message, tag_field="type", tag="load_weights"):
@@ -249,7 +275,9 @@ class SaveWeightsForSamplerRequest(Message, tag_field="type", tag="save_weights_
     sampling_session_seq_id: int | None = None
     seq_id: int | None = None
     checkpoint_type: str | None = None
+    kind: str | None = None
     ttl_seconds: int | None = None
+    user_metadata: dict[str, Any] | None = None
 
 
 class SamplerWeightsSaved(Message, tag_field="type", tag="save_weights_for_sampler"):
@@ -259,27 +287,25 @@ class SamplerWeightsSaved(Message, tag_field="type", tag="save_weights_for_sampl
     sampling_session_id: str | None = None
 
 
+class LoadAdapterRequest(Message, tag_field="type", tag="load_adapter"):
+    """`POST /load_adapter` (FireTitan): LoRA weights only; answered by a future of `AdapterLoaded`."""
+
+    model_id: str
+    adapter_path: str
+    seq_id: int | None = None
+
+
+class AdapterLoaded(Message, tag_field="type", tag="load_adapter"):
+    """Result of `load_adapter`."""
+
+    model_id: str | None = None
+    adapter_path: str | None = None
+
+
 class Checkpoints(Message):
     """Answer of `GET /list_checkpoints`: the names of resumable checkpoints."""
 
     checkpoints: list[str]
-
-
-class WeightsInfoRequest(Message):
-    """`POST /weights_info`; answered at once."""
-
-    tinker_path: str
-
-
-class WeightsInfo(Message):
-    """Answer of `POST /weights_info`: what a checkpoint or snapshot holds."""
-
-    base_model: str
-    is_lora: bool
-    lora_rank: int | None = None
-    train_unembed: bool | None = None
-    train_mlp: bool | None = None
-    train_attn: bool | None = None
 
 
 # -- sampling --------------------------------------------------------------------------------------
@@ -330,7 +356,12 @@ class SampleRequestMessage(Message, tag_field="type", tag="sample"):
     model_path: str | None = None
     num_samples: int | None = None
     prompt_logprobs: bool | None = None
+    prompt_logprobs_last_n: int | None = None
     topk_prompt_logprobs: int | None = None
+    topk_sample_logprobs: int | None = None
+    target_prompt_logprobs: Any = None
+    prompt_alt_tokens_k: int | None = None
+    record_stability_info: bool | None = None
 
 
 class SampledSequenceMessage(Message):

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-import anyio
-import msgspec
-
-from fwasync._background import Background
-from fwasync._http.checks import require_finite
 from fwasync._http.reading import read
-from fwasync._http.retrieve import retrieve
 from fwasync._http.session import Session
 from fwasync._wire import messages
-from fwasync._wire.messages import Message, encode
-from fwasync.errors import ClosedError, ProtocolError, UsageError
+from fwasync._wire.messages import encode
+from fwasync.errors import ClosedError, UsageError
 from fwasync.training.custom_loss import CustomLoss, require_torch
 from fwasync.training.future import APIFuture
-from fwasync.training.lane import Lane
-from fwasync.training.operation import AnyOperation, Operation
-from fwasync.training.verbs import Admit, batch, custom, single
+from fwasync.training.model import CHECKPOINT_TIMEOUT_S, Model, ModelSpec, Statistics
+from fwasync.training.normalization import GradAccNormalization
+from fwasync.training.requests import SavedSnapshot, load_adapter, load_weights, optim_step, save_snapshot, save_weights
+from fwasync.training.verbs import Admit, batch, custom
 
 if TYPE_CHECKING:
     from tinker.types import (
@@ -31,19 +26,32 @@ if TYPE_CHECKING:
         GetInfoResponse,
         LoadWeightsResponse,
         OptimStepResponse,
-        SaveWeightsForSamplerResponse,
         SaveWeightsResponse,
     )
 
-__all__ = ("AsyncTrainingClient", "Normalization")
-
-T = TypeVar("T")
-
-Normalization = Literal["num_loss_tokens", "num_sequences", "none"]
+__all__ = ("AsyncTrainingClient", "resolve_checkpoint_path")
 
 _TIMEOUT_S = 600.0
-_CHECKPOINT_TIMEOUT_S = 2700.0
-_GRACE_S = 1.0
+
+
+def resolve_checkpoint_path(name: str, source_job_id: str | None = None) -> str:
+    """What `load_state` takes for a checkpoint, possibly of another trainer job.
+
+    Args:
+        name: The checkpoint's name, or a path (`gs://…`, `tinker://…`, `/…`), which is returned as it is.
+        source_job_id: The trainer job that saved it; `None` is this one.
+
+    Raises:
+        UsageError: The job's id is empty, or `name` is a path already and a job is given too.
+    """
+    is_path = name.startswith("/") or "://" in name
+    if source_job_id is None:
+        return name
+    if not source_job_id:
+        raise UsageError("source_job_id is empty; pass the id of the trainer job that saved the checkpoint, or None")
+    if is_path:
+        raise UsageError(f"{name!r} is a whole path already; pass it without source_job_id")
+    return f"cross_job://{source_job_id}/{name}"
 
 
 class AsyncTrainingClient:
@@ -68,29 +76,38 @@ class AsyncTrainingClient:
     closes.
     """
 
-    def __init__(self, session: Session, *, base_model: str, lora_rank: int = 32, seed: int | None = None) -> None:
-        if lora_rank < 0:
-            raise UsageError(f"lora_rank is {lora_rank}; it must be at least 1, or 0 to train all parameters")
-        self.base_model = base_model
-        self.lora_rank = lora_rank
-        self._seed = seed
+    def __init__(self, session: Session, spec: ModelSpec) -> None:
         self._session = session
-        self._background = Background()
-        self._lane: Lane | None = None
-        self._unobserved: set[AnyOperation] = set()
+        self._model = Model(session, spec)
 
     def __repr__(self) -> str:
-        if self._lane is None:
+        try:
+            counts = self._model.statistics()
+        except ClosedError:
             return f"<AsyncTrainingClient {self.base_model} not open>"
         return (
-            f"<AsyncTrainingClient {self._lane.model_id} of {self.base_model}: {self._lane.queued} queued, "
-            f"{len(self._unobserved)} not awaited>"
+            f"<AsyncTrainingClient {self.model_id} of {self.base_model}: {counts.queued} queued, "
+            f"{counts.admitting} being sent, {counts.unawaited} not awaited{', broken' if counts.broken else ''}>"
         )
+
+    @property
+    def base_model(self) -> str | None:
+        """The base model; `None` until the client is entered, where it is that of a checkpoint."""
+        return self._model.spec.base_model
+
+    @property
+    def lora_rank(self) -> int | None:
+        """Rank of the LoRA adapter, 0 for all parameters; `None` as for `base_model`."""
+        return self._model.spec.lora_rank
 
     @property
     def model_id(self) -> str:
         """The service's id of this model."""
-        return self._open_lane().model_id
+        return self._model.lane.model_id
+
+    def statistics(self) -> Statistics:
+        """Counts of this client's operations, as of now."""
+        return self._model.statistics()
 
     # -- verbs -----------------------------------------------------------------------------------
 
@@ -118,9 +135,7 @@ class AsyncTrainingClient:
         Raises:
             DatumError: On awaiting: a datum cannot be sent. Nothing of the batch was.
         """
-        lane = self._open_lane()
-        admit = batch(lane.model_id, tuple(data), backward=False, loss_fn=loss_fn, loss_fn_config=loss_fn_config)
-        return self._submit("forward", admit, timeout)
+        return self._batch("forward", data, loss_fn, loss_fn_config, timeout)
 
     def forward_backward(
         self,
@@ -135,9 +150,7 @@ class AsyncTrainingClient:
         Losses are sums over the batch, so batches may be cut in any way. Arguments, result and errors are
         those of `forward`.
         """
-        lane = self._open_lane()
-        admit = batch(lane.model_id, tuple(data), backward=True, loss_fn=loss_fn, loss_fn_config=loss_fn_config)
-        return self._submit("forward_backward", admit, timeout)
+        return self._batch("forward_backward", data, loss_fn, loss_fn_config, timeout)
 
     def forward_backward_custom(
         self, data: Sequence[Datum], loss_fn: CustomLoss, *, timeout: float | None = _TIMEOUT_S
@@ -163,14 +176,16 @@ class AsyncTrainingClient:
                 was sent.
         """
         require_torch()
-        admit = custom(self._open_lane().model_id, tuple(data), loss_fn)
-        return self._submit("forward_backward_custom", admit, timeout)
+        batch_ = tuple(data)
+        return self._model.submit(
+            "forward_backward_custom", lambda model_id: custom(model_id, batch_, loss_fn), timeout
+        )
 
     def optim_step(
         self,
         adam_params: AdamParams,
         *,
-        grad_accumulation_normalization: Normalization | None = None,
+        grad_accumulation_normalization: GradAccNormalization | str | None = None,
         timeout: float | None = _TIMEOUT_S,
     ) -> APIFuture[OptimStepResponse]:
         """Apply the accumulated gradient with AdamW, and clear it.
@@ -178,36 +193,21 @@ class AsyncTrainingClient:
         Args:
             adam_params: Learning rate, betas, eps, decoupled weight decay, and the global norm to clip to.
             grad_accumulation_normalization: Divide the gradient first by the number of tokens or of sequences
-                that contributed to it (Fireworks and the local service). `None` leaves the sum as it is.
+                that contributed to it (Fireworks and the local service), as an enum or a string in any case. `None`
+                leaves it to the service, which divides by nothing.
             timeout: Seconds each wait may take.
 
         Returns:
             A future of metrics such as `grad_norm`, before clipping.
 
         Raises:
-            UsageError: A parameter is not finite.
+            UsageError: A parameter is not finite, or the normalization is unknown.
         """
-        lane = self._open_lane()
-        fields = adam_params.model_dump()
-        require_finite("optim_step", fields)
-        params = msgspec.convert(fields, messages.AdamParamsMessage)
+        return self._model.submit(
+            "optim_step", lambda model_id: optim_step(model_id, adam_params, grad_accumulation_normalization), timeout
+        )
 
-        def request(number: int) -> Message:
-            return messages.OptimStepRequest(
-                model_id=lane.model_id,
-                seq_id=number,
-                adam_params=params,
-                grad_accumulation_normalization=grad_accumulation_normalization,
-            )
-
-        def convert(result: messages.OptimStepResult) -> OptimStepResponse:
-            from tinker.types import OptimStepResponse
-
-            return OptimStepResponse(metrics=result.metrics)
-
-        return self._submit("optim_step", single("optim_step", request, messages.OptimStepResult, convert), timeout)
-
-    def save_state(self, name: str, *, timeout: float | None = _CHECKPOINT_TIMEOUT_S) -> APIFuture[SaveWeightsResponse]:
+    def save_state(self, name: str, *, timeout: float | None = CHECKPOINT_TIMEOUT_S) -> APIFuture[SaveWeightsResponse]:
         """Save a checkpoint: weights and optimizer state, to resume training from.
 
         Args:
@@ -217,31 +217,30 @@ class AsyncTrainingClient:
         Returns:
             A future whose `path` is what `load_state_with_optimizer` takes, also from another model.
         """
-        lane = self._open_lane()
+        return self._model.submit("save_state", lambda model_id: save_weights(model_id, name), timeout)
 
-        def request(number: int) -> Message:
-            return messages.SaveWeightsRequest(model_id=lane.model_id, path=name, seq_id=number)
-
-        def convert(result: messages.WeightsSaved) -> SaveWeightsResponse:
-            from tinker.types import SaveWeightsResponse
-
-            return SaveWeightsResponse(path=result.path)
-
-        return self._submit("save_state", single("save_weights", request, messages.WeightsSaved, convert), timeout)
-
-    def load_state(self, path: str, *, timeout: float | None = _CHECKPOINT_TIMEOUT_S) -> APIFuture[LoadWeightsResponse]:
+    def load_state(self, path: str, *, timeout: float | None = CHECKPOINT_TIMEOUT_S) -> APIFuture[LoadWeightsResponse]:
         """Load a checkpoint's weights; the optimizer starts anew, and accumulated gradients are cleared."""
         return self._load("load_state", path, optimizer=False, timeout=timeout)
 
     def load_state_with_optimizer(
-        self, path: str, *, timeout: float | None = _CHECKPOINT_TIMEOUT_S
+        self, path: str, *, timeout: float | None = CHECKPOINT_TIMEOUT_S
     ) -> APIFuture[LoadWeightsResponse]:
         """Load a checkpoint's weights and optimizer state: training goes on as if it had not been interrupted."""
         return self._load("load_state_with_optimizer", path, optimizer=True, timeout=timeout)
 
+    def load_adapter(self, adapter_path: str, *, timeout: float | None = CHECKPOINT_TIMEOUT_S) -> APIFuture[None]:
+        """Load the weights of a LoRA adapter that was trained elsewhere (Fireworks); the optimizer starts anew.
+
+        Args:
+            adapter_path: A model resource (`accounts/…/models/…`) or a `gs://` path.
+            timeout: Seconds each wait may take.
+        """
+        return self._model.submit("load_adapter", lambda model_id: load_adapter(model_id, adapter_path), timeout)
+
     def save_weights_for_sampler(
-        self, name: str, *, timeout: float | None = _CHECKPOINT_TIMEOUT_S
-    ) -> APIFuture[SaveWeightsForSamplerResponse]:
+        self, name: str, *, timeout: float | None = CHECKPOINT_TIMEOUT_S
+    ) -> APIFuture[SavedSnapshot]:
         """Export a snapshot: the weights as they are at this place in the order, for a sampler.
 
         Args:
@@ -251,20 +250,27 @@ class AsyncTrainingClient:
         Returns:
             A future whose `path` is what `create_sampling_client(model_path=...)` takes.
         """
-        lane = self._open_lane()
+        return self._model.submit("save_weights_for_sampler", lambda model_id: save_snapshot(model_id, name), timeout)
 
-        def request(number: int) -> Message:
-            return messages.SaveWeightsForSamplerRequest(model_id=lane.model_id, path=name, seq_id=number)
+    def save_weights_for_sampler_ext(
+        self, name: str, checkpoint_type: str = "base", *, timeout: float | None = CHECKPOINT_TIMEOUT_S
+    ) -> APIFuture[SavedSnapshot]:
+        """Export a snapshot for hot-load or promotion, under a name that no other run can have used.
 
-        def convert(result: messages.SamplerWeightsSaved) -> SaveWeightsForSamplerResponse:
-            from tinker.types import SaveWeightsForSamplerResponse
+        Args:
+            name: The beginning of its name; the client adds `-` and eight hexadecimal digits of its own.
+            checkpoint_type: `"base"` for all weights, `"delta"` for the difference to the last snapshot.
+            timeout: Seconds each wait may take.
 
-            if result.path is None:
-                raise ProtocolError("save_weights_for_sampler: the service gave no path for the snapshot")
-            return SaveWeightsForSamplerResponse(path=result.path)
-
-        admit = single("save_weights_for_sampler", request, messages.SamplerWeightsSaved, convert)
-        return self._submit("save_weights_for_sampler", admit, timeout)
+        Returns:
+            A future of the snapshot's `path` and its full `snapshot_name`.
+        """
+        full_name = f"{name}-{self._model.suffix}"
+        return self._model.submit(
+            "save_weights_for_sampler_ext",
+            lambda model_id: save_snapshot(model_id, full_name, checkpoint_type),
+            timeout,
+        )
 
     # -- questions, which take no place in the order ---------------------------------------------
 
@@ -295,90 +301,51 @@ class AsyncTrainingClient:
 
         **Cancellation:** nothing remains.
         """
-        self._open_lane()
+        _ = self.model_id  # raises if the client is not open
         body = await self._session.http.call("GET", "list_checkpoints")
         return read("list_checkpoints", body, messages.Checkpoints).checkpoints
 
+    def resolve_checkpoint_path(self, name: str, source_job_id: str | None = None) -> str:
+        """What `load_state` takes for a checkpoint, possibly of another trainer job (see the function of that name)."""
+        return resolve_checkpoint_path(name, source_job_id)
+
     # -- life ------------------------------------------------------------------------------------
 
+    async def unload(self) -> None:
+        """Free the model on the service, after waiting for what was submitted; nothing can be submitted after it.
+
+        **Cancellation:** the model may or may not have been freed; the client takes no more operations once it had
+        begun to.
+        """
+        await self._model.unload()
+
+    async def aclose(self) -> None:
+        """Leave the client before its block ends, as the end of the block would."""
+        await self._model.aclose(drain=True)
+
     async def __aenter__(self) -> Self:
-        if self._lane is not None:
-            raise UsageError("a training client is entered once; create another one")
-        await self._background.open()
-        try:
-            self._lane = Lane(self._session, await self._create_model())
-        except BaseException:
-            await self._background.aclose()
-            raise
-        self._background.start(self._lane.run)
+        await self._model.open()
         return self
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        try:
-            if exc_type is None:
-                await self._drain()
-        finally:
-            await self._open_lane().aclose(grace_s=_GRACE_S)
-            await self._background.aclose()
+        await self._model.aclose(drain=exc_type is None)
 
-    async def _create_model(self) -> str:
-        http = self._session.http
-        request = messages.CreateModelRequest(
-            session_id=self._session.session_id,
-            model_seq_id=self._session.next_model_number(),
-            base_model=self.base_model,
-            lora_config=messages.LoraConfigMessage(
-                rank=self.lora_rank, seed=self._seed, train_unembed=True, train_mlp=True, train_attn=True
-            ),
-        )
-        body = await http.call("POST", "create_model", [encode(request)])
-        submitted = read("create_model", body, messages.Submitted)
-        result = await retrieve(http, submitted.request_id, what=f"creating a model of {self.base_model}")
-        return read("create_model", result.body, messages.ModelCreated).model_id
+    def _batch(
+        self,
+        verb: Literal["forward", "forward_backward"],
+        data: Sequence[Datum],
+        loss_fn: str,
+        loss_fn_config: Mapping[str, Any] | None,
+        timeout: float | None,
+    ) -> APIFuture[ForwardBackwardOutput]:
+        datums, backward = tuple(data), verb == "forward_backward"
 
-    async def _drain(self) -> None:
-        """Wait for everything that was submitted and that nobody awaited; raise what failed."""
-        errors: list[Exception] = []
+        def admit(model_id: str) -> Admit[ForwardBackwardOutput]:
+            return batch(model_id, datums, backward=backward, loss_fn=loss_fn, loss_fn_config=loss_fn_config)
 
-        async def settle(operation: AnyOperation) -> None:
-            try:
-                await APIFuture(operation).result()
-            except Exception as error:
-                errors.append(error)
-
-        while self._unobserved and not errors:
-            async with anyio.create_task_group() as group:
-                for operation in tuple(self._unobserved):
-                    group.start_soon(settle, operation)
-        if len(errors) == 1:
-            raise errors[0]
-        if errors:
-            raise ExceptionGroup("operations failed that nobody had awaited", errors)
+        return self._model.submit(verb, admit, timeout)
 
     def _load(self, verb: str, path: str, *, optimizer: bool, timeout: float | None) -> APIFuture[LoadWeightsResponse]:
-        lane = self._open_lane()
-
-        def request(number: int) -> Message:
-            return messages.LoadWeightsRequest(model_id=lane.model_id, path=path, optimizer=optimizer, seq_id=number)
-
-        def convert(result: messages.WeightsLoaded) -> LoadWeightsResponse:
-            from tinker.types import LoadWeightsResponse
-
-            return LoadWeightsResponse(path=result.path)
-
-        return self._submit(verb, single("load_weights", request, messages.WeightsLoaded, convert), timeout)
-
-    def _submit(self, verb: str, admit: Admit[T], timeout: float | None) -> APIFuture[T]:
-        operation = Operation(verb, admit, timeout=timeout, on_observed=self._unobserved.discard)
-        self._open_lane().append(operation)
-        self._unobserved.add(operation)
-        return APIFuture(operation)
-
-    def _open_lane(self) -> Lane:
-        if self._lane is None:
-            raise ClosedError(
-                "the training client is not open: use it as `async with service.create_training_client(...) as client:`"
-            )
-        return self._lane
+        return self._model.submit(verb, lambda model_id: load_weights(model_id, path, optimizer=optimizer), timeout)

@@ -61,6 +61,21 @@ class Lane:
         """How many operations wait for their turn."""
         return len(self._queue)
 
+    @property
+    def admitting(self) -> int:
+        """How many operations are being sent: one or none."""
+        return int(self._current is not None)
+
+    @property
+    def last_number(self) -> int:
+        """The number of the last acknowledged request; 0 before the first."""
+        return self._next_number - 1
+
+    @property
+    def broken(self) -> bool:
+        """Whether the order is in doubt."""
+        return self._broken is not None
+
     def append(self, operation: AnyOperation) -> None:
         """Give an operation its place in the order.
 

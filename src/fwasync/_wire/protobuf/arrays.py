@@ -19,7 +19,7 @@ from fwasync._wire.protobuf.fields import (
     integer,
     packed,
 )
-from fwasync._wire.tensors import Array
+from fwasync._wire.tensors import Array, dense_of_csr
 
 __all__ = ("FLOAT32", "INT32", "INT64", "array_of", "buffer", "entry", "read_tensor", "tensor")
 
@@ -61,12 +61,13 @@ def tensor(array: Array) -> bytes:
 
 
 def read_tensor(data: memoryview) -> Array:
-    """Read a `Tensor`.
+    """Read a `Tensor`; a sparse one becomes dense.
 
     Raises:
-        ProtobufError: It is none, or sparse.
+        ValueError: It is none.
     """
     dense = memoryview(b"")
+    sparse: memoryview | None = None
     dtype = 0
     shape: list[int] = []
     for number, value in fields(data):
@@ -74,19 +75,28 @@ def read_tensor(data: memoryview) -> Array:
             case 1:
                 dense = as_bytes(value)
             case 2:
-                raise ProtobufError("sparse (CSR) tensors are not supported here: send it dense")
+                sparse = as_bytes(value)
             case 3:
                 dtype = as_signed(value)
             case 4:
                 shape += as_integers(value)
             case _:
                 pass
+    if sparse is not None:
+        return _read_csr(sparse, dtype, shape)
     flat = array_of(dense, dtype)
     if not shape:
         return cast("Array", flat)
     if int(np.prod(shape)) != flat.size or min(shape) < 0:
         raise ProtobufError(f"shape {shape} does not hold {flat.size} values")
     return cast("Array", flat.reshape(shape))
+
+
+def _read_csr(data: memoryview, dtype: int, shape: list[int]) -> Array:
+    found = {number: as_bytes(value) for number, value in fields(data)}
+    empty = memoryview(b"")
+    values = array_of(found.get(1, empty), dtype)
+    return dense_of_csr(values, array_of(found.get(2, empty), INT64), array_of(found.get(3, empty), INT64), shape)
 
 
 def entry(data: Value) -> tuple[str, Value]:

@@ -120,7 +120,7 @@ def decode_request(body: bytes) -> BatchHead:
                 head.loss_fn = as_text(value)
             case 5:
                 name, option = entry(value)
-                head.loss_fn_config.setdefault(name, as_double(option))
+                head.loss_fn_config.setdefault(name, as_double(option) if len(as_bytes(option)) else 0.0)
             case 6:
                 head.forward_only = as_bool(value)
             case 7:

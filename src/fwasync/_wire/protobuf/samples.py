@@ -44,7 +44,8 @@ _EMPTY_LOGPROB = -99999.0
 
 
 def _topk(positions: Sequence[Sequence[tuple[int, float]] | None]) -> Iterator[bytes]:
-    width = max((len(position) for position in positions if position), default=0)
+    # Without a column the number of positions could not be told apart from none asked for.
+    width = max((len(position) for position in positions if position), default=1)
     tokens = np.zeros((len(positions), width), dtype=np.int32)
     logprobs = np.full((len(positions), width), _EMPTY_LOGPROB, dtype=np.float32)
     for index, position in enumerate(positions):
