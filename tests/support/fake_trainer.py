@@ -47,6 +47,10 @@ class FakeTrainer(httpx.AsyncBaseTransport):
     counts_rejected: bool = True
     takes: str = "json"
     accepts: str = ""
+    latency: float = 0.0
+    travels: int = 0
+    loses_at: int = 0
+    lost: str | None = None
     sent: list[Sent] = field(default_factory=list)
     applied: list[str] = field(default_factory=list)
     results: dict[str, Any] = field(default_factory=dict)
@@ -90,13 +94,23 @@ class FakeTrainer(httpx.AsyncBaseTransport):
             self.sent.append(Sent(path, body, request.headers.get("x-idempotency-key"), body.get("seq_id")))
         if path in self.gates:
             await self.gates[path].wait()
+        await self._travel("before")
         response = self._sequenced(path, body) if path in SEQUENCED else self._plain(path, body)
         if self.script[path]:
             action = self.script[path].pop(0)
             outcome = action()
             if outcome is not None:
                 return outcome
+        await self._travel("after")
         return response
+
+    async def _travel(self, direction: str) -> None:
+        """The way there and back, where a connection may be lost."""
+        await anyio.sleep(self.latency)
+        self.travels += 1
+        if self.travels == self.loses_at:
+            self.lost = direction
+            raise httpx.ReadError("connection reset")
 
     def _plain(self, path: str, body: dict[str, Any]) -> httpx.Response:
         match path:

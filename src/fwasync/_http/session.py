@@ -121,11 +121,13 @@ class Session:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         session_id, self._session_id = self._session_id, None
-        if session_id is not None and self._lost is None:
-            with anyio.move_on_after(_FAREWELL_S, shield=True):
+        try:
+            if session_id is not None and self._lost is None:
                 reason = "success" if exc is None else "errored" if isinstance(exc, Exception) else "interrupted"
-                await self._finish(session_id, reason)
-        await self._aclose()
+                with anyio.move_on_after(_FAREWELL_S, shield=True):
+                    await self._finish(session_id, reason)
+        finally:
+            await self._aclose()
 
     async def _aclose(self) -> None:
         try:

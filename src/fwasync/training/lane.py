@@ -111,16 +111,24 @@ class Lane:
         self._closed = True
         while self._queue:
             self._queue.popleft().withdraw()
+        try:
+            await self._finish_admission(grace_s)
+        finally:
+            self._scope.cancel()
+
+    async def _finish_admission(self, grace_s: float) -> None:
         current = self._current
-        if current is not None:
+        if current is None:
+            return
+        try:
             with anyio.move_on_after(grace_s, shield=True):
                 await current.admitted()
+        finally:
             if not current.decided and current.state == "admitting":
                 error = SequenceBrokenError(
                     f"{current.verb} was still being sent when its client was left; it may have taken effect"
                 )
                 current.fail(error, took_effect=None)
-        self._scope.cancel()
 
     # -- what an operation uses while it has its turn ------------------------------------------
 
