@@ -55,6 +55,7 @@ class FakeTrainer(httpx.AsyncBaseTransport):
     applied: list[str] = field(default_factory=list)
     results: dict[str, Any] = field(default_factory=dict)
     reject: set[str] = field(default_factory=set)
+    reject_next: list[str] = field(default_factory=list)
     script: dict[str, list[Callable[[], Any]]] = field(default_factory=lambda: defaultdict(list))
     gates: dict[str, anyio.Event] = field(default_factory=dict)
     polls: int = 0
@@ -155,7 +156,12 @@ class FakeTrainer(httpx.AsyncBaseTransport):
             return self._refused(path) if request_id is None else answer(200, {"request_id": request_id})
         if number != self._expected:
             raise AssertionError(f"a strict service would wait for ever: {path} has {number}, not {self._expected}")
-        if path in self.reject:
+        if path in self.reject_next:
+            self.reject_next.remove(path)
+            rejected = True
+        else:
+            rejected = path in self.reject
+        if rejected:
             if self.counts_rejected:
                 self._numbers[number] = (digest, None)
                 self._expected += 1
