@@ -1,0 +1,95 @@
+"""Run a command's coroutine: signals, errors and the exit status.
+
+Invariants
+    * The first Ctrl-C or SIGTERM cancels the command, which puts its things in order; the second ends the process at
+      once. The local service ends in both cases: it notices that its parent is gone.
+    * Whatever happens, the user gets a line that says so, and the exit status tells it too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Generator
+from types import FrameType
+
+import anyio
+
+from fwasync.cli.failures import tell
+
+__all__ = ("execute",)
+
+_SHOW_CURSOR = b"\x1b[?25h\n"  # which a live view hides
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class _Interruption:
+    """The signal that came, if one did."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._cancel: Callable[[], object] | None = None
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        if self.number is not None:
+            if sys.stdout.isatty():
+                os.write(sys.stdout.fileno(), _SHOW_CURSOR)
+            os._exit(128 + number)
+        self.number = number
+        if self._cancel is None:
+            raise KeyboardInterrupt
+        self._cancel()
+
+    @contextlib.contextmanager
+    def cancels(self, scope: anyio.CancelScope) -> Generator[None, None, None]:
+        """Meanwhile, a signal cancels the scope instead of raising."""
+        loop = asyncio.get_running_loop()
+        self._cancel = lambda: loop.call_soon_threadsafe(scope.cancel)  # wakes the loop, where it waits
+        try:
+            yield
+        finally:
+            self._cancel = None
+
+
+def execute(command: Callable[[], Awaitable[None]], *, debug: bool) -> None:
+    """Run a command, and end the process unless it went well.
+
+    Args:
+        command: What to run.
+        debug: Show tracebacks of errors.
+    """
+    interruption = _Interruption()
+    before = {number: signal.signal(number, interruption.handle) for number in _SIGNALS}
+    status = 0
+    try:
+        anyio.run(_supervise, command, interruption)
+    except KeyboardInterrupt:
+        interruption.number = interruption.number or signal.SIGINT
+    except Exception as error:
+        status = tell(error, debug=debug)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if interruption.number is not None:
+        _end_at_once(interruption.number)
+    if status:
+        sys.exit(status)
+
+
+async def _supervise(command: Callable[[], Awaitable[None]], interruption: _Interruption) -> None:
+    with anyio.CancelScope() as scope, interruption.cancels(scope):
+        await command()
+
+
+def _end_at_once(number: int) -> None:
+    """End the process after a signal, without waiting for threads that were left behind computing."""
+    name = "interrupted" if number == signal.SIGINT else "terminated"
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.write(f"{name}\n")
+        sys.stderr.flush()
+    os._exit(128 + number)

@@ -1,0 +1,126 @@
+"""The demonstration: one small model, first shown what to do, then rewarded for the better way.
+
+Supervised training comes first, on demonstrations that are mixed on purpose (see `sort_digits`); GRPO goes on with the
+same model and optimizer. Greedy answers to held-out prompts are judged before, between and after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+from pydantic import BaseModel, ConfigDict, Field
+
+from fwasync import AsyncServiceClient
+from fwasync.data.chat import ChatTokenizer
+from fwasync.recipes import rl, sft, sort_digits
+from fwasync.recipes.evaluate import Evaluation, evaluate
+from fwasync.tracking.run import Run
+
+__all__ = ("PHASE", "Config", "Stage", "train")
+
+PHASE = "held-out"
+
+
+class Config(BaseModel):
+    """What determines a run.
+
+    Attributes:
+        log_path: The directory of the run.
+        seed: Of the order of demonstrations, of prompts and of samples.
+        sft_steps: Steps of supervised training.
+        grpo_steps: Steps of GRPO.
+        base_model: The model to start from; all its parameters are trained.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    log_path: Path
+    seed: int = Field(default=0, ge=0)
+    sft_steps: int = Field(default=300, ge=1)
+    grpo_steps: int = Field(default=40, ge=1)
+    base_model: str = "fwasync/qwen3-tiny"
+
+    def sft(self) -> sft.Config:
+        """The configuration of supervised training."""
+        return sft.Config(
+            data=self.log_path / sort_digits.DATA_FILE,
+            log_path=self.log_path,
+            base_model=self.base_model,
+            lora_rank=0,
+            learning_rate=3e-3,
+            warmup_steps=20,
+            batch_size=64,
+            steps=self.sft_steps,
+            seed=self.seed,
+            save_every=100,
+        )
+
+    def grpo(self) -> rl.Config:
+        """The configuration of GRPO."""
+        return rl.Config(
+            log_path=self.log_path,
+            steps=self.grpo_steps,
+            groups_per_step=16,
+            group_size=8,
+            learning_rate=5e-4,
+            max_tokens=sort_digits.MAX_TOKENS,
+            seed=self.seed,
+            save_every=20,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """How a model does on the held-out prompts at one point of the run."""
+
+    name: str
+    evaluation: Evaluation
+
+
+async def train(config: Config, *, service: AsyncServiceClient, run: Run, on_stage: Callable[[Stage], None]) -> None:
+    """Do it all.
+
+    Args:
+        config: What to do.
+        service: Where.
+        run: Where to log; the data file and the checkpoints are kept there too.
+        on_stage: Told how the model does, at each of the three points.
+
+    **Cancellation:** what was logged, saved and told stays.
+    """
+    prompts = sort_digits.held_out_prompts()
+    await run.write_text(sort_digits.DATA_FILE, sort_digits.data_text())
+
+    async def judge(name: str, point: int, *, base_model: str | None = None, snapshot: str | None = None) -> None:
+        async with service.create_sampling_client(base_model=base_model, model_path=snapshot) as sampler:
+            evaluation = await evaluate(
+                sampler,
+                prompts,
+                tokenizer=tokenizer,
+                reward=sort_digits.reward,
+                max_tokens=sort_digits.MAX_TOKENS,
+            )
+        run.log(PHASE, point, {"eval/exact": evaluation.exact, "eval/reward": evaluation.mean_reward})
+        on_stage(Stage(name, evaluation))
+
+    async with service.create_training_client(config.base_model, lora_rank=0, seed=config.seed) as client:
+        name = (await client.get_info()).model_data.tokenizer_id or config.base_model
+        tokenizer = await anyio.to_thread.run_sync(ChatTokenizer.load, name)
+        run.begin(PHASE, 3)
+        await judge("base model", 1, base_model=config.base_model)
+        taught = await sft.train(config.sft(), service=service, run=run, client=client)
+        await judge("after SFT", 2, snapshot=taught.checkpoint.sampler_path)
+        rewarded = await rl.train(
+            config.grpo(),
+            service=service,
+            client=client,
+            tokenizer=tokenizer,
+            prompts=sort_digits.practice_prompts,
+            reward=sort_digits.reward,
+            run=run,
+        )
+        await judge("after GRPO", 3, snapshot=rewarded.sampler_path)

@@ -1,0 +1,98 @@
+"""A task that a tiny model learns in seconds: sort five digits.
+
+The demonstrations are mixed on purpose: 30 % are sorted upwards, 70 % downwards. Supervised training therefore makes
+a model that knows both ways and mostly takes the wrong one; rewards then teach it which one is wanted.
+
+Invariants
+    * Rows and held-out prompts depend on nothing; no held-out prompt is in the rows or among the practice prompts.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from functools import cache
+from importlib.resources import files
+
+from fwasync.data.jsonl import Message
+from fwasync.rollout.groups import Prompt
+
+__all__ = ("DATA_FILE", "MAX_TOKENS", "data_text", "held_out_prompts", "make_rows", "practice_prompts", "reward")
+
+DATA_FILE = "sort_digits.jsonl"
+MAX_TOKENS = 8
+
+_DIGITS = 5
+_ROWS = 4096
+_UPWARDS = 0.3
+_HELD_OUT = 128
+
+
+def data_text() -> str:
+    """The demonstrations: a JSONL file of 4,096 chats, which ships with the package."""
+    return files("fwasync.recipes").joinpath(DATA_FILE).read_text(encoding="utf-8")
+
+
+def make_rows() -> str:
+    """The contents of that file, made anew: `python -m fwasync.recipes.sort_digits > sort_digits.jsonl`."""
+    rng = random.Random("sort-digits/rows")
+    upwards = [index < _UPWARDS * _ROWS for index in range(_ROWS)]
+    rng.shuffle(upwards)
+    rows: list[str] = []
+    for up in upwards:
+        digits = _fresh_digits(rng)
+        answer = "".join(sorted(digits, reverse=not up))
+        messages = [{"role": "user", "content": digits}, {"role": "assistant", "content": answer}]
+        rows.append(json.dumps({"messages": messages}, separators=(",", ":")))
+    return "\n".join(rows) + "\n"
+
+
+def held_out_prompts() -> list[Prompt]:
+    """128 prompts to judge a model by, which it never sees in training."""
+    return [_prompt(digits) for digits in _held_out()]
+
+
+def practice_prompts(rng: random.Random, count: int) -> list[Prompt]:
+    """Prompts to practise on."""
+    return [_prompt(_fresh_digits(rng)) for _ in range(count)]
+
+
+def reward(prompt: Prompt, text: str) -> float:
+    """Half for the part of the positions that are right, if the length is; the other half for being right."""
+    answer = text.strip()
+    if len(answer) != len(prompt.truth):
+        return 0.0
+    right = sum(a == b for a, b in zip(answer, prompt.truth, strict=True))
+    return 0.5 * right / len(prompt.truth) + 0.5 * (answer == prompt.truth)
+
+
+def _prompt(digits: str) -> Prompt:
+    return Prompt((Message("user", digits),), truth="".join(sorted(digits)))
+
+
+def _digits(rng: random.Random) -> str:
+    return "".join(rng.choices("0123456789", k=_DIGITS))
+
+
+def _fresh_digits(rng: random.Random) -> str:
+    while (digits := _digits(rng)) in _held_out():
+        pass
+    return digits
+
+
+@cache
+def _held_out() -> dict[str, None]:
+    """In a fixed order, with quick membership."""
+    rng = random.Random("sort-digits/held-out")
+    found: dict[str, None] = {}
+    while len(found) < _HELD_OUT:
+        digits = _digits(rng)
+        if len(set(digits)) > 1:
+            found[digits] = None
+    return found
+
+
+if __name__ == "__main__":
+    import sys
+
+    sys.stdout.write(make_rows())

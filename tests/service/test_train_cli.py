@@ -1,0 +1,275 @@
+"""`fwasync train sft`, whole: a run, a dry run, and one clear line for everything that can be wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Self
+
+import pytest
+
+from fwasync import AsyncServiceClient
+from fwasync.cli import dry_run, main
+from fwasync.errors import ServiceUnreachableError
+
+ROW = {"messages": [{"role": "user", "content": "ping"}, {"role": "assistant", "content": "pong"}]}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "data.jsonl"
+    path.write_text(f"{json.dumps(ROW)}\n" * 8)
+    return path
+
+
+Train = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Train:
+    """`fwasync train sft`, called in this process: exit status, output, errors."""
+    for name in [name for name in os.environ if name.startswith(("FWASYNC_", "TINKER_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+    def train(*arguments: object, **environment: str) -> tuple[int, str, str]:
+        with monkeypatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            patch.setattr(sys, "argv", ["fwasync", "train", "sft", *map(str, arguments)])
+            with pytest.raises(SystemExit) as ended:
+                main()
+        out, err = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, out, err
+
+    return train
+
+
+def test_a_run_on_a_local_service(train: Train, data: Path, tmp_path: Path) -> None:
+    long = {"messages": [{"role": "user", "content": "x" * 600}, {"role": "assistant", "content": "y"}]}
+    data.write_text(data.read_text() + json.dumps(long) + "\n")
+    options = ("--steps", 6, "--batch-size", 4, "--lora-rank", 4, "--learning-rate", "1e-2", "--save-every", 3)
+    status, out, err = train("--data", data, *options)
+    assert (status, err) == (0, "")
+    run = tmp_path / "runs" / "sft-001"
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
+    assert records[-1]["train/loss"] < records[0]["train/loss"]
+    first, last = [json.loads(line) for line in (run / "checkpoints.jsonl").read_text().splitlines()]
+    assert (first["step"], last["step"], last["data_consumed"]) == (3, 6, 24)
+    assert last["state_path"] in out
+    assert last["sampler_path"] in out
+    assert "1 of 9 rows have more than 512 tokens and are left out: line 9" in out
+    assert "fwasync serve --data-dir runs/sft-001/service" in out
+    assert "</html>" in (run / "report.html").read_text()
+
+
+def test_a_run_on_a_service_of_ones_own(train: Train, service, data: Path, tmp_path: Path) -> None:
+    url = service.ready["base_url"]
+    options = ("--data", data, "--steps", 2, "--batch-size", 2, "--lora-rank", 0, "--log-path", "run")
+    status, out, err = train(*options, FWASYNC_BASE_URL=url, FWASYNC_API_KEY=service.key)
+    assert (status, err) == (0, "")
+    assert not (tmp_path / "run" / "service").exists()
+    assert service.key not in (tmp_path / "run" / "config.json").read_text()
+    status, _, err = train(*options, "--base-url", url, "--api-key", service.key)
+    assert status == 1
+    assert "run already holds a run" in err
+    assert "Loss" in out
+
+
+def test_a_dry_run_starts_and_leaves_nothing(train: Train, data: Path, tmp_path: Path) -> None:
+    options = ("--data", data, "--dry-run", "--epochs", 2, "--batch-size", 3, "--save-every", 2)
+    status, out, err = train(*options)
+    assert (status, err) == (0, "")
+    assert re.search(r"lora_rank +32\n", out)
+    assert "8 rows" in out
+    assert "tokens: 96, of which 40 are trained on" in out
+    assert "6 steps of 3 rows: 2.00 passes" in out
+    assert "3 checkpoint(s)" in out
+    assert list(tmp_path.iterdir()) == [data]
+
+
+def test_a_dry_run_asks_a_service_what_it_has(train: Train, service, data: Path, tmp_path: Path) -> None:
+    where = ("--base-url", service.ready["base_url"], "--api-key", service.key)
+    status, out, err = train("--data", data, "--dry-run", *where)
+    assert (status, err) == (0, "")
+    assert "tokens: not known without the model's tokenizer" in out
+    status, _, err = train("--data", data, "--dry-run", "--base-model", "nope", *where)
+    assert status == 1
+    assert "unknown base_model 'nope'; the service at" in err
+    status, _, err = train("--data", data, "--dry-run", *where[:3], "wrong")
+    assert status == 1
+    assert "401" in err
+    assert list(tmp_path.iterdir()) == [data]
+
+
+def test_a_dry_run_says_when_it_could_not_ask(train: Train, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unreachable(AsyncServiceClient):
+        async def __aenter__(self) -> Self:
+            raise ServiceUnreachableError("nothing answers")
+
+    monkeypatch.setattr(dry_run, "AsyncServiceClient", Unreachable)
+    where = ("--base-url", "http://127.0.0.1:9", "--api-key", "k")
+    status, out, err = train("--data", data, "--dry-run", *where)
+    assert (status, err) == (0, "")
+    assert "the service was not asked: nothing answers" in out
+    assert "1 steps of 32 rows: 1.00 passes" in out
+
+
+# -- one clear line ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def closed_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+class Shop(BaseHTTPRequestHandler):
+    """A web server that is no trainer."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("content-length", 0)))
+        body = b"<html><body>Welcome to our shop</body></html>"
+        self.send_response(200)
+        self.send_header("content-type", "text/html")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_GET = do_POST
+
+    def log_message(self, format: str, *args: object) -> None:
+        del format, args
+
+
+@pytest.fixture
+def shop() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Shop) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+Refused = Callable[..., None]
+
+
+@pytest.fixture
+def refused(train: Train, tmp_path: Path) -> Refused:
+    def refused(*arguments: object, status: int, told: str) -> None:
+        before = set(tmp_path.iterdir())
+        found, out, err = train(*arguments)
+        assert found == status, err
+        assert re.search(told, err), err
+        assert err.startswith("error: ")
+        assert err.count("error: ") == 1
+        assert "Traceback" not in err
+        assert out == ""
+        assert {path for path in tmp_path.rglob("*") if path.is_file()} <= before
+
+    return refused
+
+
+def test_a_missing_key(refused: Refused, data: Path, closed_port: int) -> None:
+    told = "no API key for .*FWASYNC_API_KEY"
+    refused("--data", data, "--base-url", f"http://127.0.0.1:{closed_port}", status=2, told=told)
+
+
+def test_a_key_without_a_service(refused: Refused, data: Path) -> None:
+    refused("--data", data, "--api-key", "k", status=2, told="--base-url")
+
+
+def test_a_wrong_key(refused: Refused, service, data: Path) -> None:
+    where = ("--base-url", service.ready["base_url"], "--api-key", "wrong")
+    refused("--data", data, *where, status=1, told="401")
+
+
+def test_a_url_that_is_none(refused: Refused, data: Path) -> None:
+    refused("--data", data, "--base-url", "nonsense", "--api-key", "k", status=2, told="'nonsense'")
+
+
+def test_a_wrong_url(refused: Refused, data: Path, closed_port: int) -> None:
+    url = f"http://127.0.0.1:{closed_port}"
+    refused("--data", data, "--base-url", url, "--api-key", "k", status=1, told=f"nothing answers at {url}")
+
+
+def test_a_server_that_is_not_a_trainer(refused: Refused, data: Path, shop: str) -> None:
+    refused("--data", data, "--base-url", shop, "--api-key", "k", status=1, told="is not a trainer service")
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)], ids=["run", "dry run"])
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--base-model", "nope"), "unknown base_model 'nope'.*fwasync/qwen3-tiny"),
+        (("--lora-rank", 65), "lora rank must be from 1 to 64 for fwasync/qwen3-tiny, got 65"),
+    ],
+    ids=["base model", "rank"],
+)
+def test_a_model_that_cannot_be(
+    train: Train, options: tuple[object, ...], told: str, dry: tuple[str, ...], data: Path, tmp_path: Path
+) -> None:
+    found, _, err = train("--data", data, *options, *dry)
+    assert found == 1
+    assert re.search(told, err)
+    assert err.count("error: ") == 1
+    assert not list(tmp_path.rglob("config.json"))
+
+
+def test_settings_out_of_range(refused: Refused, data: Path) -> None:
+    refused("--data", data, "--lora-rank", -1, status=2, told="--lora-rank is -1")
+    refused("--data", data, "--steps", 1, "--epochs", 1, status=2, told="either steps or epochs")
+
+
+def test_broken_rows(refused: Refused, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text(json.dumps(ROW) + '\n{"messages": [\n{"messages": [{"role": "bot", "content": "x"}]}\n')
+    told = r"broken\.jsonl has 2 faulty rows:\n  line 2: not JSON.*\n  line 3, messages\[0\]\.role: 'bot'"
+    refused("--data", broken, status=2, told=told)
+    refused("--data", tmp_path / "none.jsonl", status=2, told="there is no such file")
+
+
+def test_rows_that_are_all_too_long(refused: Refused, data: Path) -> None:
+    refused("--data", data, "--max-seq-len", 5, status=2, told="all 8 rows are longer than 5 tokens")
+
+
+def test_a_run_directory_that_cannot_be(refused: Refused, data: Path, tmp_path: Path) -> None:
+    refused("--data", data, "--log-path", data / "run", status=1, told="cannot make a run in .*Not a directory")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a file size limit of the process")
+def test_a_disk_that_fills_up(service, data: Path, tmp_path: Path) -> None:
+    """A limit on file sizes stands for a full disk: the first kilobytes of metrics still fit."""
+    code = (
+        "import resource, signal, sys\nsys.modules.update(torch=None, transformers=None)\n"
+        "from fwasync.cli import main\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\nmain()"
+    )
+    options = ["train", "sft", "--data", str(data), "--log-path", "run", "--epochs", "500", "--lora-rank", "4"]
+    where = {"FWASYNC_BASE_URL": service.ready["base_url"], "FWASYNC_API_KEY": service.key}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *options],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env={**os.environ, **where},
+    )
+    assert done.returncode == 1, done.stderr
+    assert re.search(r"error: cannot write run/metrics\.jsonl: File too large", done.stderr)
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "run" / "metrics.jsonl").read_text().startswith("{")

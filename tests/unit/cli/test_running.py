@@ -1,0 +1,105 @@
+"""The shell of a command: exit status, messages, signals. In processes of their own, because they end them."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+START = """
+import sys, anyio
+from fwasync.cli.running import execute
+from fwasync.errors import UsageError, TransportError
+
+async def good(): print("done")
+async def usage(): raise UsageError("no such thing")
+async def several():
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(fail, "one"); tasks.start_soon(fail, "two")
+async def fail(text): raise TransportError(text)
+async def bug(): raise LookupError("oh")
+async def wait():
+    try:
+        print("ready", flush=True)
+        await anyio.sleep_forever()
+    finally:
+        print("tidied up", flush=True)
+async def stubborn():
+    with anyio.CancelScope(shield=True):
+        print("ready", flush=True)
+        try: await anyio.sleep_forever()
+        finally: print("never said")
+async def computing():
+    import time
+    def compute():
+        print("ready", flush=True)
+        time.sleep(60)
+    await anyio.to_thread.run_sync(compute, abandon_on_cancel=True)
+execute(globals()[sys.argv[1]], debug="debug" in sys.argv)
+"""
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", START, *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=20)
+    return process.returncode, out, err
+
+
+def test_success() -> None:
+    assert finish(start("good")) == (0, "done\n", "")
+
+
+def test_expected_errors() -> None:
+    assert finish(start("usage")) == (2, "", "error: no such thing\n")
+    status, _, err = finish(start("several"))
+    assert status == 1
+    assert set(err.splitlines()) <= {"error: one", "error: two"}
+    assert err
+
+
+def test_a_bug_shows_its_traceback_on_demand() -> None:
+    status, _, err = finish(start("bug"))
+    assert status == 70
+    assert "bug in fwasync: LookupError: oh" in err
+    assert "Traceback" not in err
+    status, _, err = finish(start("bug", "debug"))
+    assert status == 70
+    assert "Traceback" in err
+    assert "in bug" in err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize(("number", "word"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")])
+def test_a_signal_lets_the_command_tidy_up(number: signal.Signals, word: str) -> None:
+    process = start("wait")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    assert finish(process) == (128 + number, "tidied up\n", f"{word}\n")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_a_thread_that_computes_does_not_hold_the_process() -> None:
+    process = start("computing")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    assert finish(process) == (130, "", "interrupted\n")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_the_second_signal_ends_at_once_what_the_first_could_not() -> None:
+    process = start("stubborn")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=0.3)
+    process.send_signal(signal.SIGINT)
+    assert finish(process) == (130, "", "")
