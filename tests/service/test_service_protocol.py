@@ -36,9 +36,9 @@ def test_capabilities_list_the_base_models(service):
     assert found[service.model_name]["max_context_length"] > 0
 
 
-@pytest.mark.parametrize("path", ["/client/config", "/client/dynamic_config"])
-def test_there_is_nothing_to_configure(service, path):
-    assert service.post(path, {"sdk_version": "1"}).json() == {}
+def test_newer_clients_are_told_what_they_may_do(service):
+    assert service.post("/client/config", {"sdk_version": "1"}).json() == {}
+    assert service.post("/client/dynamic_config", {"sdk_version": "1"}).json() == {"sample_cancel_enabled": True}
 
 
 def test_telemetry_is_accepted_and_ignored(service):
@@ -79,11 +79,18 @@ def test_a_malformed_body_is_answered_with_the_place(service, path, body, where)
     assert where in response.json()["detail"]
 
 
-def test_other_encodings_are_refused(service):
-    for headers in ({"Content-Type": "application/x-protobuf"}, {"Content-Encoding": "zstd"}):
-        response = service.http.post("/forward_backward", content=b"x", headers=headers)
-        assert response.status_code == 415
-        assert "plain JSON" in response.json()["detail"]
+@pytest.mark.parametrize(
+    ("path", "headers", "what"),
+    [
+        ("/optim_step", {"Content-Type": "application/x-protobuf"}, "reads JSON here, not application/x-protobuf"),
+        ("/forward_backward", {"Content-Type": "text/plain"}, "reads JSON or protobuf here, not text/plain"),
+        ("/forward_backward", {"Content-Encoding": "gzip"}, "plain or zstd, not gzip"),
+    ],
+)
+def test_other_encodings_are_refused(service, path, headers, what):
+    response = service.http.post(path, content=b"x", headers=headers)
+    assert response.status_code == 415
+    assert what in response.json()["detail"]
 
 
 def test_an_unknown_session_is_gone(service):

@@ -90,7 +90,7 @@ def read_outcome(status: int, body: bytes, *, text: str) -> Outcome | None:
     """
     if status in (404, 410):
         return Expired(text)
-    if status in (429,) or status >= 500:
+    if status in (425, 429) or status >= 500:
         return Transient()
     if status in (400, 422):
         return Failed(text, "user")

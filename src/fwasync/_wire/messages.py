@@ -18,7 +18,6 @@ __all__ = (
     "Capabilities",
     "Checkpoints",
     "ClientDynamicConfig",
-    "CompleteMetadata",
     "CreateModelRequest",
     "CreateSamplingSessionRequest",
     "CreateSessionRequest",
@@ -40,7 +39,6 @@ __all__ = (
     "SampleRequestMessage",
     "SampleResult",
     "SampledSequenceMessage",
-    "SamplerInfo",
     "SamplerWeightsSaved",
     "SamplingParamsMessage",
     "SamplingSessionCreated",
@@ -326,14 +324,6 @@ class SamplingSessionCreated(Message, tag_field="type", tag="create_sampling_ses
     sampling_session_id: str
 
 
-class SamplerInfo(Message):
-    """Answer of `GET /samplers/{sampling_session_id}`."""
-
-    sampler_id: str
-    base_model: str
-    model_path: str | None = None
-
-
 class SamplingParamsMessage(Message):
     """`sampling_params` of `asample`; what is absent has the API's default."""
 
@@ -410,13 +400,6 @@ class TryAgain(Message, tag_field="type", tag="try_again"):
     request_id: str | int | None = None
     queue_state: str | None = None
     queue_state_reason: str | None = None
-
-
-class CompleteMetadata(Message):
-    """Ready, and the payload is large: ask again without `allow_metadata_only`."""
-
-    status: str
-    response_payload_size: int | None = None
 
 
 class FailedOperation(Message):

@@ -1,4 +1,4 @@
-"""The messages about what a service keeps: training runs, their checkpoints, sessions.
+"""The messages about what a service keeps: training runs, their checkpoints, sessions, samplers.
 
 A training run is a model, named by its id, for as long as the model or anything saved of it is there. Times are
 texts as ISO 8601 has them, in UTC.
@@ -14,6 +14,7 @@ __all__ = (
     "CheckpointEntry",
     "CheckpointList",
     "Cursor",
+    "SamplerInfo",
     "SessionDetails",
     "SessionList",
     "TimeToLive",
@@ -92,6 +93,14 @@ class SessionDetails(Message):
     sampler_ids: list[str]
     user_metadata: dict[str, Any] | None = None
     display_name: str | None = None
+
+
+class SamplerInfo(Message):
+    """Answer of `GET /samplers/{sampling_session_id}`."""
+
+    sampler_id: str
+    base_model: str
+    model_path: str | None = None
 
 
 class WeightsInfoRequest(Message):

@@ -38,6 +38,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     parser.add_argument("--host", default="127.0.0.1", help="a loopback address (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=0, help="0, the default, is any free port")
     parser.add_argument("--exit-with-parent", action="store_true", help="end when standard input is closed")
+    parser.add_argument("--faults", action="store_true", help="serve the admin API that scripts faults")
     parser.add_argument("--long-poll-s", type=float, default=defaults.long_poll_s, metavar="S")
     parser.add_argument("--session-timeout-s", type=float, default=defaults.session_timeout_s, metavar="S")
     given = parser.parse_args(arguments)
@@ -47,6 +48,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             host=given.host,
             port=given.port,
             exit_with_parent=given.exit_with_parent,
+            faults=given.faults,
             service=ServiceOptions(given.long_poll_s, given.session_timeout_s),
         ),
         NumpyEngine,

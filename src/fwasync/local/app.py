@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -13,28 +15,33 @@ from starlette.routing import Route
 from fwasync._wire.messages import (
     CancelFutureRequest,
     Checkpoints,
+    ClientDynamicConfig,
     CreateModelRequest,
     CreateSamplingSessionRequest,
     CreateSessionRequest,
     GetInfoRequest,
     Health,
+    LoadWeightsRequest,
     RetrieveFutureRequest,
     SamplingSessionCreated,
     SessionCreated,
     SessionHeartbeat,
     Submitted,
     TryAgain,
-    WeightsInfoRequest,
+    decode,
 )
+from fwasync.local.listings import listing_routes
 from fwasync.local.operations import Kind
 from fwasync.local.refusal import Refused
 from fwasync.local.service import TrainerService
 from fwasync.local.web import (
     Gatekeeper,
+    is_protobuf,
     json_response,
     read_body,
     read_message,
     refusal_response,
+    result_response,
     wait_or_gone,
 )
 
@@ -46,10 +53,10 @@ _OPERATIONS: tuple[Kind, ...] = (
     "forward_backward",
     "optim_step",
     "save_weights",
-    "load_weights",
     "save_weights_for_sampler",
     "unload_model",
 )
+_BATCHES = ("forward", "forward_backward")
 
 
 class _Api:
@@ -58,8 +65,8 @@ class _Api:
 
     def routes(self) -> list[Route]:
         posts = {
-            "client/config": self.nothing,
-            "client/dynamic_config": self.nothing,
+            "client/config": self.client_config,
+            "client/dynamic_config": self.client_dynamic_config,
             "telemetry": self.telemetry,
             "create_session": self.create_session,
             "session_heartbeat": self.session_heartbeat,
@@ -70,7 +77,7 @@ class _Api:
             "asample": self.asample,
             "retrieve_future": self.retrieve_future,
             "cancel_future": self.cancel_future,
-            "weights_info": self.weights_info,
+            "load_weights": self.load_weights,
         }
         gets = {
             "healthz": self.healthz,
@@ -81,7 +88,7 @@ class _Api:
         routes = [Route(f"{_PREFIX}/{path}", endpoint, methods=["POST"]) for path, endpoint in posts.items()]
         routes += [Route(f"{_PREFIX}/{path}", endpoint, methods=["GET"]) for path, endpoint in gets.items()]
         routes += [Route(f"{_PREFIX}/{kind}", self.operation, methods=["POST"]) for kind in _OPERATIONS]
-        return routes
+        return routes + listing_routes(self._service, _PREFIX)
 
     # -- probes and sessions -----------------------------------------------------------------------
 
@@ -91,15 +98,19 @@ class _Api:
     async def capabilities(self, _request: Request) -> Response:
         return json_response(self._service.capabilities())
 
-    async def nothing(self, _request: Request) -> Response:
+    async def client_config(self, _request: Request) -> Response:
         return json_response(b"{}")
+
+    async def client_dynamic_config(self, _request: Request) -> Response:
+        return json_response(ClientDynamicConfig(sample_cancel_enabled=True))
 
     async def telemetry(self, _request: Request) -> Response:
         return json_response(b'{"status":"accepted"}')
 
     async def create_session(self, request: Request) -> Response:
-        await read_message(request, CreateSessionRequest)
-        return json_response(SessionCreated(session_id=self._service.sessions.create()))
+        message = await read_message(request, CreateSessionRequest)
+        session_id = self._service.sessions.create(message.user_metadata, message.display_name)
+        return json_response(SessionCreated(session_id=session_id))
 
     async def session_heartbeat(self, request: Request) -> Response:
         message = await read_message(request, SessionHeartbeat)
@@ -126,15 +137,23 @@ class _Api:
 
     async def operation(self, request: Request) -> Response:
         kind: Kind = request.url.path.rpartition("/")[2]  # pyright: ignore[reportAssignmentType] -- routed
-        request_id, model_id = await self._service.training.submit(kind, await read_body(request))
+        body = await read_body(request, protobuf=kind in _BATCHES)
+        request_id, model_id = await self._service.training.submit(kind, body, protobuf=is_protobuf(request))
+        return json_response(Submitted(request_id=request_id, model_id=model_id))
+
+    async def load_weights(self, request: Request) -> Response:
+        body = await read_body(request)
+        try:
+            message = decode(body, LoadWeightsRequest)
+        except msgspec.MsgspecError:
+            return await self.operation(request)  # which refuses it, and counts its number
+        if message.model_id is not None or message.session_id is None:
+            return await self.operation(request)
+        request_id, model_id = await self._service.training.create_from_checkpoint(message, body)
         return json_response(Submitted(request_id=request_id, model_id=model_id))
 
     async def list_checkpoints(self, _request: Request) -> Response:
         return json_response(Checkpoints(checkpoints=await self._service.checkpoint_names()))
-
-    async def weights_info(self, request: Request) -> Response:
-        message = await read_message(request, WeightsInfoRequest)
-        return json_response(await self._service.weights_info(message.tinker_path))
 
     # -- sampling ----------------------------------------------------------------------------------
 
@@ -163,10 +182,10 @@ class _Api:
         slot = futures.get(request_id)
         if slot is None:
             raise Refused(410, _unknown_future(request_id))
-        if slot.body is None and not futures.closed:
+        if slot.result is None and not futures.closed:
             await wait_or_gone(request, slot.wait, self._service.options.long_poll_s)
-        if slot.body is not None:
-            return json_response(slot.body)
+        if slot.result is not None:
+            return await result_response(request, slot.result)
         waiting = TryAgain(request_id=request_id, queue_state="active", queue_state_reason=slot.why())
         return json_response(waiting, 408)
 
@@ -176,7 +195,7 @@ class _Api:
         slot = self._service.futures.get(request_id)
         if slot is None:
             raise Refused(410, _unknown_future(request_id))
-        if slot.body is None and not self._service.samplers.cancel(request_id):
+        if slot.result is None and not self._service.samplers.cancel(request_id):
             raise Refused(400, f"{request_id} is a training operation: once accepted it takes effect")
         return json_response(b"{}")
 
@@ -200,11 +219,13 @@ async def _http_error(request: Request, error: Exception) -> Response:
     return refusal_response(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
 
 
-def build_app(service: TrainerService, api_key: str) -> Starlette:
-    """The ASGI application of a service."""
+def build_app(
+    service: TrainerService, api_key: str, routes: Sequence[Route] = (), layers: Sequence[Middleware] = ()
+) -> Starlette:
+    """The ASGI application of a service, with more routes and layers inside the gatekeeper if need be."""
     gatekeeper = Middleware(Gatekeeper, api_key=api_key, open_paths=frozenset({f"{_PREFIX}/healthz"}))
     return Starlette(
-        routes=_Api(service).routes(),
-        middleware=[gatekeeper],
+        routes=[*_Api(service).routes(), *routes],
+        middleware=[gatekeeper, *layers],
         exception_handlers={Refused: _refused, HTTPException: _http_error},
     )

@@ -65,6 +65,7 @@ async def launch(
     *,
     api_key: str | None = None,
     port: int = 0,
+    faults: bool = False,
     startup_timeout: float = 30.0,
 ) -> AsyncGenerator[LocalService, None]:
     """Run the local service as a child process for as long as the `async with` lasts.
@@ -80,6 +81,7 @@ async def launch(
         api_key: The key that clients must show; by default the environment's `FWASYNC_LOCAL_API_KEY`, else the
             data directory's, else a new one.
         port: 0 is any free port.
+        faults: Serve the admin API that scripts faults, see `fwasync.testing`.
         startup_timeout: Seconds that it may take to start.
 
     Raises:
@@ -89,7 +91,7 @@ async def launch(
     """
     root = await anyio.to_thread.run_sync(_make_root, data_dir)
     try:
-        async with _child(root, api_key, port) as (process, log_start):
+        async with _child(root, api_key, port, faults=faults) as (process, log_start):
             ready = await _wait_until_ready(process, root, log_start, startup_timeout)
             key = api_key or os.environ.get(KEY_VARIABLE)
             key = key or await anyio.to_thread.run_sync(read_key, root)
@@ -103,12 +105,14 @@ async def launch(
 
 
 @asynccontextmanager
-async def _child(root: Path, api_key: str | None, port: int) -> AsyncGenerator[tuple[Process, int], None]:
+async def _child(
+    root: Path, api_key: str | None, port: int, *, faults: bool
+) -> AsyncGenerator[tuple[Process, int], None]:
     """A started child, and where in the log its words begin."""
     log = await anyio.to_thread.run_sync(_open_log, root)
     try:
         log_start = log.tell()
-        process = await _start(root, log, api_key, port)
+        process = await _start(root, log, api_key, port, faults=faults)
     finally:
         log.close()
     try:
@@ -118,10 +122,10 @@ async def _child(root: Path, api_key: str | None, port: int) -> AsyncGenerator[t
             await _end(process)
 
 
-async def _start(root: Path, log: IO[bytes], api_key: str | None, port: int) -> Process:
+async def _start(root: Path, log: IO[bytes], api_key: str | None, port: int, *, faults: bool) -> Process:
     # -P: the directory where the user happens to be is no place to import from.
     command = [sys.executable, "-P", "-m", "fwasync.local", "--exit-with-parent"]
-    command += ["--data-dir", str(root), "--port", str(port)]
+    command += ["--data-dir", str(root), "--port", str(port), *(["--faults"] if faults else [])]
     # Shielded: whoever starts a child must also hold it. A session of its own: Ctrl-C in the terminal is for
     # the parent, which then ends the child in order.
     with anyio.CancelScope(shield=True):

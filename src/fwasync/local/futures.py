@@ -14,6 +14,8 @@ from collections.abc import Callable
 
 import anyio
 
+from fwasync.local.results import Result
+
 __all__ = ("FutureStore", "Slot")
 
 MAX_RESULTS = 10_000
@@ -21,12 +23,12 @@ MAX_BYTES = 512 * 2**20
 
 
 class Slot:
-    """One future: its result's body once there is one, and until then what holds it up."""
+    """One future: its result once there is one, and until then what holds it up."""
 
-    __slots__ = ("_changed", "body", "why")
+    __slots__ = ("_changed", "result", "why")
 
     def __init__(self, why: Callable[[], str]) -> None:
-        self.body: bytes | None = None
+        self.result: Result | None = None
         self.why = why
         self._changed = anyio.Event()
 
@@ -63,19 +65,19 @@ class FutureStore:
         """The future, or `None` if it was never there or is no longer kept."""
         return self._slots.get(request_id)
 
-    def resolve(self, request_id: str, body: bytes) -> bool:
+    def resolve(self, request_id: str, result: Result) -> bool:
         """Set the result. Returns whether it counted: not for an unknown or a resolved future."""
         slot = self._slots.get(request_id)
-        if slot is None or slot.body is not None:
+        if slot is None or slot.result is not None:
             return False
-        slot.body = body
+        slot.result = result
         slot.why = _done  # what it held on to (a batch, say) is free now
         slot.wake()
         self._resolved.append(request_id)
-        self._bytes += len(body)
+        self._bytes += len(result.body)
         while len(self._resolved) > 1 and (len(self._resolved) > self._max_results or self._bytes > self._max_bytes):
             old = self._slots.pop(self._resolved.popleft())
-            self._bytes -= len(old.body or b"")
+            self._bytes -= len(old.result.body) if old.result else 0
         return True
 
     @property

@@ -12,18 +12,18 @@ Invariants
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
-import numpy as np
 
 from fwasync._wire.messages import (
     LoadWeightsRequest,
     Message,
+    ModelUnloaded,
     OptimStepRequest,
     OptimStepResult,
     SamplerWeightsSaved,
@@ -35,18 +35,16 @@ from fwasync._wire.messages import (
     decode,
     encode,
 )
-from fwasync._wire.tensors import (
-    BatchMessage,
-    ForwardBackwardRequest,
-    ForwardBackwardResult,
-    decode_batch,
-    encode_outputs,
-)
-from fwasync.local.engine.api import Adam, EngineError, Example, Trainer
-from fwasync.local.refusal import Refusal, Refused
+from fwasync._wire.protobuf.batches import decode_request
+from fwasync._wire.protobuf.fields import ProtobufError
+from fwasync._wire.tensors import ForwardBackwardRequest
+from fwasync.local import batches
+from fwasync.local.engine.api import Adam, EngineError, Trainer
+from fwasync.local.refusal import Refusal, Refused, Unacceptable
+from fwasync.local.results import Result, json_result
 from fwasync.local.weights import NameTaken, WeightsPath, WeightStore, check_name
 
-__all__ = ("Kind", "Operations", "Submission", "Target", "digest_of")
+__all__ = ("Kind", "Operations", "Submission", "Target", "Work", "digest_of", "expiry")
 
 Kind = Literal[
     "forward",
@@ -79,17 +77,19 @@ class Target:
         return self.trainer
 
 
-Work = Callable[[Target], bytes]
+Work = Callable[[Target], Result]
 
 
 @dataclass(frozen=True, slots=True)
 class Submission:
     """A request that names its model. One that is refused has no `work`.
 
+    `kind` is what it asks for, which need not be what the path of its request says.
     `unnamed` is set where the operation makes a sampling session out of an unnamed snapshot: the
     session's number and the snapshot's place.
     """
 
+    kind: Kind
     model_id: str
     seq_id: int | None
     digest: bytes
@@ -106,10 +106,6 @@ def digest_of(body: bytes) -> bytes:
 class _Identity(Message):
     model_id: str
     seq_id: int | None = None
-
-
-class _Unacceptable(Exception):
-    """The content of a request is at fault."""
 
 
 class Operations:
@@ -133,55 +129,61 @@ class Operations:
             "unload_model": self._unload_model,
         }
 
-    def read(self, kind: Kind, body: bytes) -> Submission:
-        """Decode and check a request.
+    def read(self, kind: Kind, body: bytes, *, protobuf: bool = False) -> Submission:
+        """Decode and check a request; only batches come as protobuf.
 
         Raises:
             Refused: Not even its model and number can be read.
         """
+        if protobuf:
+            return self._protobuf_batch(kind, body)
         digest = digest_of(body)
         try:
             work, unnamed = self._readers[kind](body)
             refusal = None
         except msgspec.MsgspecError as error:
             work, unnamed, refusal = None, None, Refusal(422, f"{kind}: {error}")
-        except _Unacceptable as error:
+        except Unacceptable as error:
             work, unnamed, refusal = None, None, Refusal(400, f"{kind}: {error}")
         try:
             identity = decode(body, _Identity)
         except msgspec.MsgspecError as error:
             raise Refused(422, refusal.detail if refusal else f"{kind}: {error}") from None
-        if identity.seq_id is not None and identity.seq_id < 1:
-            raise Refused(400, f"{kind}: seq_id is {identity.seq_id}; the numbers of a model start at 1")
+        _check_number(kind, identity.seq_id)
         if unnamed is not None:
             # Older clients repeat a lost request under a new session number: it is still the same one.
             again = decode(body, SaveWeightsForSamplerRequest)
             again.sampling_session_seq_id = None
             digest = digest_of(encode(again))
-        return Submission(identity.model_id, identity.seq_id, digest, work, refusal, unnamed)
+        return Submission(kind, identity.model_id, identity.seq_id, digest, work, refusal, unnamed)
 
     # -- forward and backward ----------------------------------------------------------------------
 
     def _forward(self, body: bytes) -> tuple[Work, None]:
-        message = decode(body, ForwardBackwardRequest)
-        batch = self._batch(message.forward_input, "forward_input")
-        examples, config = _examples(batch), _config(batch.loss_fn_config)
-        return lambda target: _losses(target.need().forward, examples, batch.loss_fn, config), None
+        message = decode(body, ForwardBackwardRequest).forward_input
+        if message is None:
+            raise msgspec.ValidationError("Object missing required field `forward_input` - at `$`")
+        return _run("forward", batches.from_json(message, self._losses)), None
 
     def _forward_backward(self, body: bytes) -> tuple[Work, None]:
-        message = decode(body, ForwardBackwardRequest)
-        batch = self._batch(message.forward_backward_input, "forward_backward_input")
-        examples, config = _examples(batch), _config(batch.loss_fn_config)
-        return lambda target: _losses(target.need().forward_backward, examples, batch.loss_fn, config), None
+        message = decode(body, ForwardBackwardRequest).forward_backward_input
+        if message is None:
+            raise msgspec.ValidationError("Object missing required field `forward_backward_input` - at `$`")
+        return _run("forward_backward", batches.from_json(message, self._losses)), None
 
-    def _batch(self, batch: BatchMessage | None, name: str) -> BatchMessage:
-        if batch is None:
-            raise msgspec.ValidationError(f"Object missing required field `{name}` - at `$`")
-        if not batch.data:
-            raise _Unacceptable("the batch is empty: send at least one datum")
-        if batch.loss_fn not in self._losses:
-            raise _Unacceptable(f"unknown loss_fn {batch.loss_fn!r}; this service has: {', '.join(self._losses)}")
-        return batch
+    def _protobuf_batch(self, kind: Kind, body: bytes) -> Submission:
+        try:
+            head = decode_request(body)
+        except ProtobufError as error:
+            raise Refused(422, f"{kind}: {error}") from None
+        _check_number(kind, head.seq_id)
+        if head.forward_only:
+            kind = "forward"
+        try:
+            work, refusal = _run(kind, batches.from_protobuf(head, self._losses)), None
+        except Unacceptable as error:
+            work, refusal = None, Refusal(400, f"{kind}: {error}")
+        return Submission(kind, head.model_id, head.seq_id, digest_of(body), work, refusal)
 
     def _optim_step(self, body: bytes) -> tuple[Work, None]:
         message = decode(body, OptimStepRequest)
@@ -189,15 +191,15 @@ class Operations:
         adam = Adam(**{name: value for name, value in given.items() if value is not None})
         normalization = message.grad_accumulation_normalization
         if normalization not in (None, "num_loss_tokens", "num_sequences", "none"):
-            raise _Unacceptable(
+            raise Unacceptable(
                 f"grad_accumulation_normalization {normalization!r} is unknown: "
                 "use num_loss_tokens, num_sequences or none"
             )
 
-        def work(target: Target) -> bytes:
+        def work(target: Target) -> Result:
             metrics = target.need().optim_step(adam, normalization)
-            _check_finite(metrics)
-            return encode(OptimStepResult(metrics=dict(metrics)))
+            batches.check_finite(metrics)
+            return json_result(OptimStepResult(metrics=dict(metrics)))
 
         return work, None
 
@@ -206,11 +208,12 @@ class Operations:
     def _save_weights(self, body: bytes) -> tuple[Work, None]:
         message = decode(body, SaveWeightsRequest)
         name = _name(message.path)
+        notes = {"user_metadata": message.user_metadata, "expires_at": expiry(message.ttl_seconds)}
 
-        def work(target: Target) -> bytes:
+        def work(target: Target) -> Result:
             path = WeightsPath(target.model_id, "weights", name)
-            self._write(path, target.need().save, {}, overwrite=bool(message.overwrite))
-            return encode(WeightsSaved(path=str(path)))
+            self._write(path, target.need().save, notes, overwrite=bool(message.overwrite))
+            return json_result(WeightsSaved(path=str(path)))
 
         return work, None
 
@@ -218,36 +221,53 @@ class Operations:
         message = decode(body, LoadWeightsRequest)
         optimizer = message.optimizer is True
 
-        def work(target: Target) -> bytes:
-            path = _checkpoint_path(message.path, target.model_id)
-            directory = self._store.directory(path)
-            if not directory.is_dir():
-                raise EngineError(f"there is no checkpoint {path} in this data directory")
+        def work(target: Target) -> Result:
+            path, directory = self.checkpoint(message.path, target.model_id)
             target.need().load(directory, optimizer=optimizer)
-            return encode(WeightsLoaded(path=str(path), model_id=target.model_id))
+            return json_result(WeightsLoaded(path=str(path), model_id=target.model_id))
 
         return work, None
 
+    def checkpoint(self, text: str, model_id: str | None) -> tuple[WeightsPath, Path]:
+        """Find a checkpoint; a bare name is one of the given model's own.
+
+        Raises:
+            EngineError: There is none.
+        """
+        path = _checkpoint_path(text, model_id)
+        directory = self._store.directory(path)
+        if not directory.is_dir():
+            raise EngineError(f"there is no checkpoint {path} in this data directory")
+        return path, directory
+
     def _save_weights_for_sampler(self, body: bytes) -> tuple[Work, tuple[int, Path] | None]:
         message = decode(body, SaveWeightsForSamplerRequest)
-        notes = {"checkpoint_type": message.checkpoint_type}
+        if message.kind not in (None, "snapshot"):
+            raise Unacceptable(
+                f"there is no kind {message.kind!r}: the weights of a sampler never change; use snapshot"
+            )
+        notes = {
+            "checkpoint_type": message.checkpoint_type,
+            "user_metadata": message.user_metadata,
+            "expires_at": expiry(message.ttl_seconds),
+        }
         if message.path is not None:
             name = _name(message.path)
 
-            def named(target: Target) -> bytes:
+            def named(target: Target) -> Result:
                 path = WeightsPath(target.model_id, "sampler_weights", name)
                 self._write(path, target.need().export, notes)
-                return encode(SamplerWeightsSaved(path=str(path)))
+                return json_result(SamplerWeightsSaved(path=str(path)))
 
             return named, None
         number = message.sampling_session_seq_id
         if number is None:
-            raise _Unacceptable("it needs a path (a name) or a sampling_session_seq_id")
+            raise Unacceptable("it needs a path (a name) or a sampling_session_seq_id")
         directory = self._store.unnamed()
 
-        def unnamed(target: Target) -> bytes:
+        def unnamed(target: Target) -> Result:
             self._store.write(directory, target.need().export, notes)
-            return encode(SamplerWeightsSaved(sampling_session_id=f"{target.session_id}:sample:{number}"))
+            return json_result(SamplerWeightsSaved(sampling_session_id=f"{target.session_id}:sample:{number}"))
 
         return unnamed, (number, directory)
 
@@ -268,9 +288,9 @@ class Operations:
     def _unload_model(self, body: bytes) -> tuple[Work, None]:
         decode(body, UnloadModelRequest)
 
-        def work(target: Target) -> bytes:
+        def work(target: Target) -> Result:
             target.trainer, target.gone = None, f"model {target.model_id} was unloaded"
-            return b'{"type":"unload_model","model_id":' + msgspec.json.encode(target.model_id) + b"}"
+            return json_result(ModelUnloaded(model_id=target.model_id))
 
         return work, None
 
@@ -278,66 +298,49 @@ class Operations:
 # -- helpers -----------------------------------------------------------------------------------------
 
 
-def _examples(batch: BatchMessage) -> list[Example]:
-    try:
-        return [Example(tokens, inputs) for tokens, inputs in decode_batch(batch.data)]
-    except ValueError as error:
-        raise _Unacceptable(str(error)) from None
+def _run(kind: Kind, batch: batches.Batch) -> Work:
+    if kind == "forward":
+        return lambda target: batch.run(target.need().forward)
+    return lambda target: batch.run(target.need().forward_backward)
 
 
-def _config(config: Mapping[str, Any] | None) -> dict[str, float]:
-    numbers: dict[str, float] = {}
-    for name, value in (config or {}).items():
-        if value is None:
-            continue
-        if not isinstance(value, (int, float)):
-            raise _Unacceptable(f"loss_fn_config[{name!r}] is {value!r}; this service takes numbers only")
-        numbers[name] = float(value)
-    return numbers
+def _check_number(kind: Kind, seq_id: int | None) -> None:
+    if seq_id is not None and seq_id < 1:
+        raise Refused(400, f"{kind}: seq_id is {seq_id}; the numbers of a model start at 1")
 
 
-def _losses(
-    compute: Callable[[list[Example], str, Mapping[str, float]], Any],
-    examples: list[Example],
-    loss_fn: str,
-    config: Mapping[str, float],
-) -> bytes:
-    result = compute(examples, loss_fn, config)
-    _check_finite(result.metrics)
-    for index, record in enumerate(result.outputs):
-        for name, array in record.items():
-            if not np.isfinite(array).all():
-                raise EngineError(f"{name} of datum {index} is not finite")
-    return b"".join(
-        encode_outputs(
-            ForwardBackwardResult(
-                outputs=[dict(record) for record in result.outputs],
-                metrics=dict(result.metrics),
-                output_type=loss_fn,
-            )
-        )
-    )
+# What the API documents: from an hour to ten years.
+_LIVES = range(3600, 10 * 366 * 86400)
 
 
-def _check_finite(metrics: Mapping[str, float]) -> None:
-    # JSON has no word for NaN, and clients stumble over what encoders write instead.
-    for name, value in metrics.items():
-        if not math.isfinite(value):
-            raise EngineError(f"metric {name} is {value}")
+def expiry(ttl_seconds: int | None) -> str | None:
+    """When that time from now is over; `None` is never.
+
+    Raises:
+        Unacceptable: The API has no such time to live.
+    """
+    if ttl_seconds is None:
+        return None
+    if ttl_seconds not in _LIVES:
+        raise Unacceptable(f"ttl_seconds is {ttl_seconds}: give 3600 (an hour) to ten years, or null for ever")
+    return (datetime.now(UTC) + timedelta(seconds=ttl_seconds)).isoformat()
 
 
 def _name(name: str | None) -> str:
     if name is None:
-        raise _Unacceptable("it needs a path: the name to save under")
+        raise Unacceptable("it needs a path: the name to save under")
     try:
         return check_name(name)
     except ValueError as error:
-        raise _Unacceptable(str(error)) from None
+        raise Unacceptable(str(error)) from None
 
 
-def _checkpoint_path(text: str, model_id: str) -> WeightsPath:
+def _checkpoint_path(text: str, model_id: str | None) -> WeightsPath:
     try:
-        path = WeightsPath.parse(text) if "://" in text else WeightsPath(model_id, "weights", check_name(text))
+        if model_id is None or "://" in text:
+            path = WeightsPath.parse(text)
+        else:
+            path = WeightsPath(model_id, "weights", check_name(text))
     except ValueError as error:
         raise EngineError(str(error)) from None
     if path.kind != "weights":

@@ -1,12 +1,10 @@
-"""Answers that say no, and the bodies of failed operations."""
+"""Answers that say no."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fwasync._wire.messages import FailedOperation, encode
-
-__all__ = ("Refusal", "Refused", "failed")
+__all__ = ("Refusal", "Refused", "Unacceptable")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +23,5 @@ class Refused(Exception):
         self.refusal = Refusal(status, detail)
 
 
-def failed(error: str, category: str) -> bytes:
-    """The body of a failed operation; `category` is `user` (the request is at fault) or `server`."""
-    return encode(FailedOperation(error=error, category=category))
+class Unacceptable(Exception):
+    """The content of a request is at fault; the text tells its sender what to change."""

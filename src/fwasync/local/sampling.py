@@ -22,15 +22,16 @@ import tokenizers
 from fwasync._wire.messages import (
     CreateSamplingSessionRequest,
     SampleRequestMessage,
-    SamplerInfo,
     SamplingParamsMessage,
     decode,
 )
+from fwasync._wire.runs import SamplerInfo
 from fwasync._wire.tensors import ModelInputMessage, model_input_tokens
 from fwasync.local.engine.api import Engine, SampleRequest
 from fwasync.local.futures import FutureStore
 from fwasync.local.operations import digest_of
-from fwasync.local.refusal import Refusal, Refused, failed
+from fwasync.local.refusal import Refusal, Refused
+from fwasync.local.results import Result, failed
 from fwasync.local.sampling_thread import SamplingThread, Weights
 from fwasync.local.sessions import Sessions
 from fwasync.local.tokenizer import build_tokenizer
@@ -108,10 +109,14 @@ class SamplingDesk:
         session = self._session(sampling_id)
         return SamplerInfo(sampler_id=sampling_id, base_model=session.weights.base_model, model_path=session.model_path)
 
+    def ids(self, session_id: str) -> list[str]:
+        """The sampling sessions of a session."""
+        return [sampling_id for sampling_id, entry in self._open.items() if entry.session_id == session_id]
+
     def end_session(self, session_id: str) -> list[Path]:
         """Close the sampling sessions of a session; returns the unnamed snapshots that nobody needs now."""
         unnamed: list[Path] = []
-        for sampling_id in [name for name, entry in self._open.items() if entry.session_id == session_id]:
+        for sampling_id in self.ids(session_id):
             session = self._open.pop(sampling_id)
             if isinstance(session.content, Path):
                 unnamed.append(session.content)
@@ -196,14 +201,15 @@ class SamplingDesk:
         self._resolve([(request_id, failed("the sample was cancelled", "user"))])
         return True
 
-    def _resolve(self, results: list[tuple[str, bytes]]) -> None:
-        for request_id, body in results:
+    def _resolve(self, results: list[tuple[str, Result]]) -> None:
+        for request_id, result in results:
             self._running.discard(request_id)
-            self._futures.resolve(request_id, body)
+            self._futures.resolve(request_id, result)
 
     def _read(self, request_id: str, body: bytes) -> tuple[SampleRequestMessage, SampleRequest, bytes]:
         message = decode(body, SampleRequestMessage)
         params = message.sampling_params
+        _check_extras(message)
         try:
             prompt = model_input_tokens(decode(message.prompt, ModelInputMessage))
             stop = _stop(params, self._tokenizer)
@@ -224,8 +230,10 @@ class SamplingDesk:
             top_k=_or(params.top_k, defaults.top_k),
             top_p=_or(params.top_p, defaults.top_p),
             stop=stop,
+            own_stops=params.stop is None or bool(stop),
             seed=params.seed,
             prompt_logprobs=bool(message.prompt_logprobs),
+            prompt_logprobs_last_n=message.prompt_logprobs_last_n,
             topk_prompt_logprobs=_or(message.topk_prompt_logprobs, 0),
         )
         return message, request, digest_of(body)
@@ -233,6 +241,19 @@ class SamplingDesk:
 
 def _number_taken(number: int) -> Refused:
     return Refused(409, f"sampling_session_seq_id {number} was already used by another request")
+
+
+def _check_extras(message: SampleRequestMessage) -> None:
+    asked = {
+        "topk_sample_logprobs": message.topk_sample_logprobs,
+        "target_prompt_logprobs": message.target_prompt_logprobs,
+        "prompt_alt_tokens_k": message.prompt_alt_tokens_k,
+        "record_stability_info": message.record_stability_info,
+    }
+    if missing := [name for name, value in asked.items() if value]:
+        raise Refused(400, f"asample: this service does not do {', '.join(missing)}")
+    if message.prompt_logprobs_last_n is not None and not message.prompt_logprobs:
+        raise Refused(400, "asample: prompt_logprobs_last_n needs prompt_logprobs")
 
 
 def _stop(params: SamplingParamsMessage, tokenizer: tokenizers.Tokenizer) -> tuple[tuple[int, ...], ...]:

@@ -18,16 +18,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
-from fwasync._wire.messages import SampledSequenceMessage, encode
+from fwasync._wire.messages import SampledSequenceMessage
 from fwasync._wire.messages import SampleResult as SampleResultMessage
 from fwasync.local.engine.api import Engine, EngineError, Sampler, SampleRequest, SampleResult
-from fwasync.local.refusal import failed
+from fwasync.local.results import Result, failed, sample_result
 
 __all__ = ("SamplingThread", "Weights")
 
 _log = logging.getLogger(__name__)
 
-Deliver = Callable[[list[tuple[str, bytes]]], object]
+Delivery = tuple[str, Result]
+Deliver = Callable[[list[Delivery]], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class SamplingThread:
 
     Args:
         engine: Makes the samplers.
-        deliver: Gets (key, body of the result) pairs.
+        deliver: Gets (key, result) pairs.
         keep: How many samplers are kept when they are idle.
     """
 
@@ -82,8 +83,8 @@ class SamplingThread:
                 except RuntimeError:
                     return  # the loop is closed: the process ends
 
-    def _take_commands(self, *, wait: bool) -> list[tuple[str, bytes]]:
-        results: list[tuple[str, bytes]] = []
+    def _take_commands(self, *, wait: bool) -> list[Delivery]:
+        results: list[Delivery] = []
         try:
             command = self._commands.get(block=wait)
             while True:
@@ -95,7 +96,7 @@ class SamplingThread:
         except Empty:
             return results
 
-    def _submit(self, weights: Weights, request: SampleRequest) -> list[tuple[str, bytes]]:
+    def _submit(self, weights: Weights, request: SampleRequest) -> list[Delivery]:
         try:
             station = self._stations.get(weights)
             if station is None:
@@ -114,7 +115,7 @@ class SamplingThread:
                 station.keys.discard(key)
                 station.sampler.cancel(key)
 
-    def _step(self, weights: Weights, station: _Station) -> list[tuple[str, bytes]]:
+    def _step(self, weights: Weights, station: _Station) -> list[Delivery]:
         try:
             finished = station.sampler.step()
         except Exception as error:
@@ -130,29 +131,31 @@ class SamplingThread:
             del self._stations[weights]
 
 
-def _failures(keys: Iterable[str], error: Exception) -> list[tuple[str, bytes]]:
+def _failures(keys: Iterable[str], error: Exception) -> list[Delivery]:
     if isinstance(error, EngineError):
-        body = failed(str(error), "user")
+        result = failed(str(error), "user")
     elif isinstance(error, FileNotFoundError):
-        body = failed("the weights of this sampling session are gone: its session has ended", "user")
+        result = failed(
+            "the weights of this sampling session are gone: its session has ended, or they were deleted", "user"
+        )
     elif isinstance(error, OSError):
         _log.error("a sampler failed", exc_info=error)
-        body = failed(f"the service could not read its data directory: {error.strerror}", "server")
+        result = failed(f"the service could not read its data directory: {error.strerror}", "server")
     else:
         number = secrets.token_hex(4)
         _log.error("a sampler failed (%s)", number, exc_info=error)
-        body = failed(f"internal error {number} of the service; its log tells more", "server")
-    return [(key, body) for key in keys]
+        result = failed(f"internal error {number} of the service; its log tells more", "server")
+    return [(key, result) for key in keys]
 
 
-def _encode(result: SampleResult) -> bytes:
+def _encode(result: SampleResult) -> Result:
     # JSON has no word for NaN, and clients stumble over what encoders write instead.
     given = (value for value in result.prompt_logprobs or () if value is not None)
     if not all(map(math.isfinite, given)) or not all(
         all(map(math.isfinite, sequence.logprobs)) for sequence in result.sequences
     ):
         return failed("these weights give logprobs that are not finite: did training diverge?", "user")
-    return encode(
+    return sample_result(
         SampleResultMessage(
             sequences=[
                 SampledSequenceMessage(

@@ -28,6 +28,8 @@ from typing import NoReturn
 
 import anyio
 import uvicorn
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp
 
 from fwasync.local.app import build_app
 from fwasync.local.data_dir import DataDirError, api_key_of, claim
@@ -52,6 +54,7 @@ class ProcessOptions:
     host: str = "127.0.0.1"
     port: int = 0
     exit_with_parent: bool = False
+    faults: bool = False
     service: ServiceOptions = field(default_factory=ServiceOptions)
 
 
@@ -153,9 +156,10 @@ async def _serve(
     ready: str,
 ) -> None:
     service = TrainerService(engine, losses, root, options.service)
+    app, protocol = _with_faults(service, api_key) if options.faults else (build_app(service, api_key), "httptools")
     config = uvicorn.Config(
-        build_app(service, api_key),
-        http="httptools",
+        app,
+        http=protocol,
         ws="none",
         lifespan="off",
         log_config=None,
@@ -182,6 +186,15 @@ async def _serve(
         tasks.start_soon(service.watch_sessions)
         await server.serve([listener])
         tasks.cancel_scope.cancel()
+
+
+def _with_faults(service: TrainerService, api_key: str) -> tuple[ASGIApp, type[asyncio.Protocol]]:
+    from fwasync.local.fault_desk import FaultDesk
+    from fwasync.local.fault_layer import CuttableProtocol, FaultLayer
+
+    desk = FaultDesk(service)
+    service.training.alter = desk.alter
+    return build_app(service, api_key, desk.routes(), [Middleware(FaultLayer, desk=desk)]), CuttableProtocol
 
 
 def _watch_for_the_end(stop: anyio.Event, *, with_parent: bool) -> None:

@@ -20,16 +20,15 @@ from fwasync._wire.messages import (
     ModelData,
     ModelInfo,
     SupportedModel,
-    WeightsInfo,
 )
+from fwasync.local.catalogue import Catalogue, LiveRun
 from fwasync.local.engine.api import Engine
 from fwasync.local.futures import FutureStore
 from fwasync.local.operations import Operations
-from fwasync.local.refusal import Refused
 from fwasync.local.sampling import SamplingDesk
 from fwasync.local.sessions import Sessions
 from fwasync.local.training import TrainingDesk
-from fwasync.local.weights import WeightsPath, WeightStore
+from fwasync.local.weights import WeightStore
 
 __all__ = ("ServiceOptions", "TrainerService")
 
@@ -57,6 +56,7 @@ class TrainerService:
         self.sessions = Sessions(time.monotonic)
         self._engine = engine
         self._store = WeightStore(root)
+        self.catalogue = Catalogue(engine, self._store)
         self.samplers = SamplingDesk(engine, self._store, self.futures, self.sessions)
         self.training = TrainingDesk(
             engine, Operations(self._store, losses), self.futures, self.sessions, self.samplers
@@ -82,15 +82,28 @@ class TrainerService:
         Raises:
             Refused: It is not here.
         """
-        model = self.training.model(model_id)
-        name = model.base_model.name
+        origin = self.training.model(model_id).origin
+        name = origin.base_model.name
         return ModelInfo(
             model_id=model_id,
             model_data=ModelData(model_name=name, tokenizer_id=str(self.tokenizer_directory)),
-            is_lora=model.lora is not None,
-            lora_rank=model.lora.rank if model.lora else None,
+            is_lora=origin.lora is not None,
+            lora_rank=origin.lora.rank if origin.lora else None,
             model_name=name,
         )
+
+    def live_runs(self) -> list[LiveRun]:
+        """The models of the sessions that are open."""
+        return [
+            LiveRun(
+                model.target.model_id,
+                model.origin.base_model.name,
+                model.origin.lora,
+                model.last_request,
+                model.origin.user_metadata,
+            )
+            for model in self.training.models()
+        ]
 
     def end_session(self, session_id: str, why: str) -> None:
         """End a session: its models are unloaded, its sampling sessions closed. Unknown ids are ignored."""
@@ -111,30 +124,3 @@ class TrainerService:
     async def checkpoint_names(self) -> list[str]:
         """The names of all resumable checkpoints, oldest first."""
         return await anyio.to_thread.run_sync(self._store.checkpoint_names)
-
-    async def weights_info(self, text: str) -> WeightsInfo:
-        """What a checkpoint or snapshot holds.
-
-        Raises:
-            Refused: There is none of that path.
-        """
-        try:
-            path = WeightsPath.parse(text)
-        except ValueError as error:
-            raise Refused(400, str(error)) from None
-        return await anyio.to_thread.run_sync(self._weights_info, path)
-
-    def _weights_info(self, path: WeightsPath) -> WeightsInfo:
-        directory = self._store.directory(path)
-        if not directory.is_dir():
-            raise Refused(404, f"there is nothing at {path} in this data directory")
-        info = self._engine.snapshot_info(directory)
-        lora = info.lora
-        return WeightsInfo(
-            base_model=info.base_model,
-            is_lora=lora is not None,
-            lora_rank=lora.rank if lora else None,
-            train_unembed=lora.train_unembed if lora else None,
-            train_mlp=lora.train_mlp if lora else None,
-            train_attn=lora.train_attn if lora else None,
-        )

@@ -13,54 +13,38 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
 
 import anyio
 import anyio.to_thread
-import msgspec
 
-from fwasync._wire.messages import CreateModelRequest, LoraConfigMessage, ModelCreated, encode
-from fwasync.local.engine.api import BaseModel, Engine, EngineError, Lora
+from fwasync._wire.messages import CreateModelRequest, LoadWeightsRequest
+from fwasync.local.engine.api import Engine, EngineError
 from fwasync.local.futures import FutureStore
-from fwasync.local.operations import Kind, Operations, Submission, Target, digest_of
-from fwasync.local.refusal import Refusal, Refused, failed
+from fwasync.local.models import (
+    Model,
+    Origin,
+    Pending,
+    Receipt,
+    from_base_model,
+    from_checkpoint,
+    model_id_of,
+    request_id,
+)
+from fwasync.local.operations import Kind, Operations, Submission, Target, Work, digest_of
+from fwasync.local.refusal import Refusal, Refused
+from fwasync.local.results import Result, failed
 from fwasync.local.sampling import SamplingDesk
-from fwasync.local.sequence import Accepted, Conflict, SequenceGate
+from fwasync.local.sequence import Accepted, Conflict
 from fwasync.local.sessions import Sessions
 from fwasync.local.workers import Worker
 
-__all__ = ("Model", "TrainingDesk")
+__all__ = ("TrainingDesk",)
 
 _log = logging.getLogger(__name__)
 
-Receipt = str | Refusal
-
 _WAY_OUT = "create a model and load a checkpoint into it"
-
-
-@dataclass(slots=True, eq=False)
-class Pending:
-    """An accepted operation without a result. `ticket` is its place at the training thread, once it has one."""
-
-    request_id: str
-    work: Callable[[Target], bytes]
-    unloads: bool = False
-    ticket: int | None = None
-
-
-@dataclass(slots=True, eq=False)
-class Model:
-    """A model as the event loop sees it."""
-
-    target: Target
-    base_model: BaseModel
-    lora: Lora | None
-    base_only: bool
-    digest: bytes
-    create_request_id: str
-    gate: SequenceGate[Pending, Receipt] = field(default_factory=SequenceGate[Pending, Receipt])
-    unload_request_id: str | None = None
-    ended: str | None = None
 
 
 class TrainingDesk:
@@ -84,6 +68,8 @@ class TrainingDesk:
         # One at a time, so that requests are admitted in the order in which they came.
         self._reading = anyio.CapacityLimiter(1)
         self._loop = asyncio.get_running_loop()
+        # Asked once about each new operation; scripted faults come in here.
+        self.alter: Callable[[Submission], Submission] = _as_it_is
 
     # -- models ------------------------------------------------------------------------------------
 
@@ -115,44 +101,63 @@ class TrainingDesk:
             The future's request id and the model's id.
 
         Raises:
-            Refused: Unknown session or base model, an impossible adapter, or the number is taken.
+            Refused: Unknown session or base model, or the number is taken.
         """
         self._sessions.touch(message.session_id)
-        model_id = f"{message.session_id}:train:{message.model_seq_id}"
-        digest = digest_of(body)
-        known = self._models.get(model_id)
+        model_id, digest = model_id_of(message.session_id, message.model_seq_id), digest_of(body)
+        known = self._known(model_id, digest)
+        if known is None:
+            origin = from_base_model(self._engine, message)
+            known = self._begin(Target(model_id, message.session_id), origin, digest)
+        return known, model_id
+
+    async def create_from_checkpoint(self, message: LoadWeightsRequest, body: bytes) -> tuple[str, str]:
+        """Begin to create a model from a checkpoint; otherwise as `create`.
+
+        Raises:
+            Refused: Also where there is no such checkpoint.
+        """
+        session_id, number = message.session_id, message.model_seq_id
+        if session_id is None or number is None:
+            raise Refused(422, "load_weights: it needs model_id and seq_id, or session_id and model_seq_id")
+        self._sessions.touch(session_id)
+        model_id, digest = model_id_of(session_id, number), digest_of(body)
+        known = self._known(model_id, digest)
         if known is not None:
-            if known.digest != digest:
-                raise Refused(409, f"model_seq_id {message.model_seq_id} was already used by another request")
-            return known.create_request_id, model_id
-        base_model = self._engine.models.get(message.base_model)
-        if base_model is None:
-            names = ", ".join(self._engine.models)
-            raise Refused(400, f"unknown base_model {message.base_model!r}; this service has: {names}")
-        lora = None if message.base_only else _lora(message.lora_config)
-        seed = message.lora_config.seed if message.lora_config else None
+            return known, model_id
+        try:
+            path, directory = await anyio.to_thread.run_sync(self._operations.checkpoint, message.path, None)
+            info = await anyio.to_thread.run_sync(self._engine.snapshot_info, directory)
+        except EngineError as error:
+            raise Refused(400, f"load_weights: {error}") from None
+        # The same request may have come again meanwhile, and the session may have ended.
+        self._sessions.touch(session_id)
+        known = self._known(model_id, digest)
+        if known is None:
+            origin = from_checkpoint(self._engine, message, model_id, path, directory, info)
+            known = self._begin(Target(model_id, session_id), origin, digest)
+        return known, model_id
 
-        def work(target: Target) -> bytes:
-            try:
-                target.trainer = self._engine.trainer(base_model.name, lora, seed=seed)
-            except EngineError as error:
-                target.gone = f"model {model_id} could not be created: {error}"
-                raise
-            return encode(ModelCreated(model_id=model_id))
+    def _known(self, model_id: str, digest: bytes) -> str | None:
+        known = self._models.get(model_id)
+        if known is None:
+            return None
+        if known.digest != digest:
+            number = model_id.rpartition(":")[2]
+            raise Refused(409, f"model_seq_id {number} was already used by another request")
+        return known.create_request_id
 
-        pending = Pending(_request_id(), work)
-        model = Model(
-            Target(model_id, message.session_id),
-            base_model,
-            lora,
-            bool(message.base_only),
-            digest,
-            pending.request_id,
-        )
-        self._models[model_id] = model
+    def _begin(self, target: Target, origin: Origin, digest: bytes) -> str:
+        pending = Pending(request_id(), origin.work)
+        model = Model(target, origin, digest, pending.request_id)
+        self._models[target.model_id] = model
         self._futures.open(pending.request_id, lambda: self._why(model, pending))
         self._start(model, pending)
-        return pending.request_id, model_id
+        return pending.request_id
+
+    def models(self) -> list[Model]:
+        """All models, also those that were unloaded, while their session lasts."""
+        return list(self._models.values())
 
     def end_session(self, session_id: str, why: str) -> None:
         """Unload the models of a session, after what they have begun."""
@@ -168,7 +173,7 @@ class TrainingDesk:
 
     # -- operations --------------------------------------------------------------------------------
 
-    async def submit(self, kind: Kind, body: bytes) -> tuple[str, str]:
+    async def submit(self, kind: Kind, body: bytes, *, protobuf: bool = False) -> tuple[str, str]:
         """Take an operation in.
 
         Returns:
@@ -177,25 +182,29 @@ class TrainingDesk:
         Raises:
             Refused: It is not accepted, or was not when it came first.
         """
-        submission = await anyio.to_thread.run_sync(self._operations.read, kind, body, limiter=self._reading)
+        read = partial(self._operations.read, kind, body, protobuf=protobuf)
+        submission = await anyio.to_thread.run_sync(read, limiter=self._reading)
         model = self._find(submission.model_id)
         self._sessions.touch(model.target.session_id)
-        receipt = self._admit(kind, model, submission)
+        model.last_request = datetime.now(UTC)
+        receipt = self._admit(model, submission)
         if isinstance(receipt, Refusal):
             raise Refused(receipt.status, receipt.detail)
         return receipt, submission.model_id
 
-    def _admit(self, kind: Kind, model: Model, submission: Submission) -> Receipt:
-        if kind == "unload_model" and model.unload_request_id is not None:
+    def _admit(self, model: Model, submission: Submission) -> Receipt:
+        unloads = submission.kind == "unload_model"
+        if unloads and model.unload_request_id is not None:
             return model.unload_request_id
         known = model.gate.find(submission.seq_id, submission.digest)
         if known is None:
             self.model(submission.model_id)
-            refusal = submission.refusal or self._refuse(kind, model, submission)
+            submission = self.alter(submission)
+            refusal = submission.refusal or self._refuse(model, submission)
             pending = None
-            receipt: Receipt = refusal or _request_id()
+            receipt: Receipt = refusal or request_id()
             if isinstance(receipt, str) and submission.work is not None:
-                pending = self._accept(model, receipt, submission.work, unloads=kind == "unload_model")
+                pending = self._accept(model, receipt, submission.work, unloads=unloads)
             known = model.gate.offer(submission.seq_id, submission.digest, receipt, pending)
             if isinstance(known, Accepted):
                 self._run(model, known.ready)
@@ -204,19 +213,20 @@ class TrainingDesk:
             raise Refused(409, f"seq_id {known.seq_id} was already used by another request of this model")
         return known.receipt
 
-    def _accept(self, model: Model, request_id: str, work: Callable[[Target], bytes], *, unloads: bool) -> Pending:
-        pending = Pending(request_id, work, unloads)
-        self._futures.open(request_id, lambda: self._why(model, pending))
+    def _accept(self, model: Model, name: str, work: Work, *, unloads: bool) -> Pending:
+        pending = Pending(name, work, unloads)
+        self._futures.open(name, lambda: self._why(model, pending))
         if unloads:
-            model.unload_request_id = request_id
+            model.unload_request_id = name
         return pending
 
-    def _refuse(self, kind: Kind, model: Model, submission: Submission) -> Refusal | None:
-        if model.base_only and kind not in ("forward", "unload_model"):
+    def _refuse(self, model: Model, submission: Submission) -> Refusal | None:
+        kind = submission.kind
+        if model.origin.base_only and kind not in ("forward", "unload_model"):
             return Refusal(400, f"{kind}: {submission.model_id} is a base-only reference: it answers forward")
         if submission.unnamed is not None:
             number, directory = submission.unnamed
-            return self._samplers.reserve(model.target.session_id, number, model.base_model.name, directory)
+            return self._samplers.reserve(model.target.session_id, number, model.origin.base_model.name, directory)
         return None
 
     def _run(self, model: Model, ready: tuple[Pending, ...]) -> None:
@@ -244,34 +254,27 @@ class TrainingDesk:
     # -- the training thread -----------------------------------------------------------------------
 
     def _start(self, model: Model, pending: Pending) -> None:
-        target, request_id, work = model.target, pending.request_id, pending.work
+        target, name, work = model.target, pending.request_id, pending.work
 
         def job() -> None:
-            body = _result(target, work)
+            result = _result(target, work)
             try:
-                self._loop.call_soon_threadsafe(self._futures.resolve, request_id, body)
+                self._loop.call_soon_threadsafe(self._futures.resolve, name, result)
             except RuntimeError:
-                _log.info("the service stopped before the result of %s could be told", request_id)
+                _log.info("the service stopped before the result of %s could be told", name)
 
         pending.ticket = self._worker.put(job)
 
 
-def _request_id() -> str:
-    return f"req-{secrets.token_hex(12)}"
-
-
-def _lora(config: LoraConfigMessage | None) -> Lora | None:
-    if config is None or config.rank == 0:
-        return None
-    given = msgspec.structs.asdict(config)
-    return Lora(**{name: value for name, value in given.items() if value is not None})
+def _as_it_is(submission: Submission) -> Submission:
+    return submission
 
 
 def _release(target: Target, why: str) -> None:
     target.trainer, target.gone = None, why
 
 
-def _result(target: Target, work: Callable[[Target], bytes]) -> bytes:
+def _result(target: Target, work: Work) -> Result:
     try:
         return work(target)
     except EngineError as error:

@@ -1,7 +1,8 @@
 """What every endpoint shares: the key, errors as JSON, bodies as messages, and waiting that leaves no trace.
 
 Invariants
-    * Every answer is JSON; a refusal is `{"detail": text}`.
+    * Every answer is JSON, but for large results that the client wants as protobuf; a refusal is
+      `{"detail": text}`.
     * A fault of ours is answered with a number; its traceback goes to the log only.
 """
 
@@ -14,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import anyio
+import anyio.to_thread
 import msgspec
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
@@ -21,9 +23,21 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fwasync._wire import messages as wire
+from fwasync._wire.protobuf import CONTENT_TYPE as PROTOBUF
 from fwasync.local.refusal import Refused
+from fwasync.local.results import Result, json_of
+from fwasync.local.unpacking import unpacked
 
-__all__ = ("Gatekeeper", "json_response", "read_body", "read_message", "refusal_response", "wait_or_gone")
+__all__ = (
+    "Gatekeeper",
+    "is_protobuf",
+    "json_response",
+    "read_body",
+    "read_message",
+    "refusal_response",
+    "result_response",
+    "wait_or_gone",
+)
 
 _log = logging.getLogger(__name__)
 
@@ -45,17 +59,44 @@ def refusal_response(status: int, detail: str) -> Response:
     return response
 
 
-async def read_body(request: Request) -> bytes:
-    """The request's JSON body, undecoded.
+# Smaller results become JSON on the spot: a thread would take longer.
+_SMALL = 4096
+
+
+async def result_response(request: Request, result: Result) -> Response:
+    """An answer with a result, in the encoding that the client asks for."""
+    if result.form == "json":
+        return json_response(result.body)
+    if PROTOBUF in request.headers.get("accept", ""):
+        return Response(result.body, media_type=PROTOBUF)
+    if len(result.body) <= _SMALL:
+        return json_response(json_of(result))
+    return json_response(await anyio.to_thread.run_sync(json_of, result))
+
+
+def is_protobuf(request: Request) -> bool:
+    """Whether the request's body says that it is protobuf."""
+    return PROTOBUF in request.headers.get("content-type", "")
+
+
+async def read_body(request: Request, *, protobuf: bool = False) -> bytes:
+    """The request's body, unpacked but undecoded.
+
+    Args:
+        request: The request.
+        protobuf: Whether it may be protobuf as well as JSON.
 
     Raises:
-        Refused: It is not JSON, or compressed.
+        Refused: It is something else, or packed in a way that cannot be undone.
     """
     content_type = request.headers.get("content-type", "application/json")
     encoding = request.headers.get("content-encoding", "identity")
-    if "json" not in content_type or encoding != "identity":
-        raise Refused(415, f"this service reads plain JSON, not {content_type} ({encoding})")
-    return await request.body()
+    if "json" not in content_type and not (protobuf and is_protobuf(request)):
+        raise Refused(415, f"this service reads JSON{' or protobuf' if protobuf else ''} here, not {content_type}")
+    if encoding not in ("identity", "zstd"):
+        raise Refused(415, f"this service reads bodies that are plain or zstd, not {encoding}")
+    body = await request.body()
+    return await anyio.to_thread.run_sync(unpacked, body) if encoding == "zstd" else body
 
 
 async def read_message(request: Request, type_: type[T]) -> T:

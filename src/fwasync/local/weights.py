@@ -4,6 +4,7 @@ Invariants
     * A directory that has its final name is complete: it is written under a temporary name, its
       files are synced, and then it is renamed.
     * Names from the network never become a path without having matched a pattern.
+    * The time of a directory is when it was written; notes that change later leave it alone.
     * Unnamed snapshots belong to a running process; they are gone after a restart.
 """
 
@@ -17,17 +18,19 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from safetensors import SafetensorError
 
-__all__ = ("NameTaken", "WeightStore", "WeightsPath", "check_name")
+__all__ = ("NameTaken", "Saved", "WeightStore", "WeightsPath", "check_name")
 
 Kind = Literal["weights", "sampler_weights"]
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 _MODEL = r"[A-Za-z0-9_-]+(?::[A-Za-z0-9_-]+)*"
+_NOTES = "notes.json"
 _PATH = re.compile(rf"tinker://({_MODEL})/(weights|sampler_weights)/({_NAME})")
 
 
@@ -76,6 +79,17 @@ class WeightsPath:
         return f"tinker://{self.model_id}/{self.kind}/{self.name}"
 
 
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A checkpoint or snapshot that is there: where, since when (UTC), how large, and what was noted beside it."""
+
+    path: WeightsPath
+    directory: Path
+    time: datetime
+    size_bytes: int
+    notes: Mapping[str, Any]
+
+
 class WeightStore:
     """The checkpoints and snapshots below one data directory. Its methods block."""
 
@@ -116,6 +130,44 @@ class WeightStore:
         found.sort(key=lambda entry: (entry.stat().st_mtime_ns, entry.name))
         return list(dict.fromkeys(entry.name for entry in found))
 
+    def saved(self) -> list[Saved]:
+        """All named checkpoints and snapshots, newest first."""
+        found: list[Saved] = []
+        for kind in ("weights", "sampler_weights"):
+            for directory in (self._root / kind).glob("*/[!.]*"):
+                path = WeightsPath(directory.parent.name.replace("~", ":"), kind, directory.name)
+                try:
+                    time = datetime.fromtimestamp(directory.stat().st_mtime_ns / 1e9, UTC)
+                    size = sum(entry.stat().st_size for entry in directory.iterdir())
+                    found.append(Saved(path, directory, time, size, _read_notes(directory)))
+                except OSError:
+                    continue  # it was removed or overwritten just now
+        return sorted(found, key=lambda entry: (entry.time, str(entry.path)), reverse=True)
+
+    def note(self, path: WeightsPath, name: str, value: object) -> None:
+        """Change what is noted beside a checkpoint or snapshot.
+
+        Raises:
+            FileNotFoundError: It is not there.
+        """
+        directory = self.directory(path)
+        time = directory.stat()
+        new = directory / ".notes"
+        new.write_text(json.dumps({**_read_notes(directory), name: value}) + "\n", encoding="utf-8")
+        new.replace(directory / _NOTES)
+        os.utime(directory, ns=(time.st_atime_ns, time.st_mtime_ns))
+
+    def delete(self, path: WeightsPath) -> None:
+        """Remove a checkpoint or snapshot.
+
+        Raises:
+            FileNotFoundError: It is not there.
+        """
+        directory = self.directory(path)
+        dying = directory.parent / f".dying-{secrets.token_hex(4)}"
+        directory.rename(dying)
+        shutil.rmtree(dying, ignore_errors=True)
+
     def write(
         self,
         target: Path,
@@ -129,7 +181,7 @@ class WeightStore:
         Args:
             target: Its final place.
             fill: Writes into a directory that exists and is empty.
-            notes: What else is to be known of it; written beside as `notes.json`.
+            notes: What else is to be known of it; written beside as `notes.json`, `None` left out.
             overwrite: Whether it may take the place of one of the same name.
 
         Raises:
@@ -144,7 +196,8 @@ class WeightStore:
         try:
             temporary.mkdir()
             fill(temporary)
-            (temporary / "notes.json").write_text(json.dumps(notes) + "\n", encoding="utf-8")
+            told = {name: value for name, value in notes.items() if value is not None}
+            (temporary / _NOTES).write_text(json.dumps(told) + "\n", encoding="utf-8")
             for entry in temporary.iterdir():
                 _sync(entry)
             _sync(temporary)
@@ -163,6 +216,13 @@ class WeightStore:
         temporary.rename(target)
         _sync(target.parent)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _read_notes(directory: Path) -> dict[str, Any]:
+    try:
+        return json.loads((directory / _NOTES).read_bytes())
+    except FileNotFoundError:
+        return {}
 
 
 def _sync(path: Path) -> None:

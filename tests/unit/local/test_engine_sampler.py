@@ -182,6 +182,9 @@ def test_prompt_logprobs_come_with_the_best_alternatives(sampler):
         assert dict(best)[int(token)] == logprob
         assert sum(map(math.exp, scores)) == pytest.approx(1, abs=1e-4)
     assert [len(row) for row in ask(sampler, topk_prompt_logprobs=3).topk_prompt_logprobs[1:]] == [3] * 5
+    last = ask(sampler, max_tokens=1, prompt_logprobs=True, topk_prompt_logprobs=264, prompt_logprobs_last_n=2)
+    assert last.prompt_logprobs == [None] * 4 + result.prompt_logprobs[4:]
+    assert last.topk_prompt_logprobs == [None] * 4 + result.topk_prompt_logprobs[4:]
     plain = ask(sampler)
     assert plain.prompt_logprobs is None
     assert plain.topk_prompt_logprobs is None
@@ -286,6 +289,16 @@ def test_the_models_own_stop_tokens_end_a_sequence(sampler):
     assert len(sequence.logprobs) == len(sequence.tokens)
 
 
+def test_without_the_models_own_stops_only_the_requests_end_it(sampler):
+    stopped = ask(sampler, temperature=0.0).sequences[0]
+    free = ask(sampler, temperature=0.0, own_stops=False, max_tokens=40).sequences[0]
+    assert (len(free.tokens), free.stop_reason) == (40, "length")
+    assert free.tokens[: len(stopped.tokens)] == stopped.tokens
+    first = free.tokens[0]
+    cut = ask(sampler, temperature=0.0, own_stops=False, stop=((first,),)).sequences[0]
+    assert (cut.tokens, cut.stop_reason) == ([first], "stop")
+
+
 def test_the_requests_stop_sequences_end_it_too(sampler):
     free = ask(sampler, temperature=0.0).sequences[0]
     assert len(free.tokens) >= 4
@@ -366,6 +379,8 @@ def test_a_cancelled_sampler_is_idle_and_takes_the_key_again(sampler):
         ({"top_p": 0.0}, "top_p must be above 0 and at most 1"),
         ({"top_p": 1.1}, "top_p must be above 0 and at most 1"),
         ({"topk_prompt_logprobs": -1}, "topk_prompt_logprobs must be from 0 to 264"),
+        ({"prompt_logprobs_last_n": 0}, "prompt_logprobs_last_n must be from 1 to 5"),
+        ({"prompt_logprobs_last_n": 6}, "prompt_logprobs_last_n must be from 1 to 5"),
         ({"stop": ((),)}, r"stop: \(\) is no sequence of token ids within 0..263"),
         ({"stop": ((5, 264),)}, r"stop: \(5, 264\) is no sequence"),
     ],

@@ -9,14 +9,17 @@ import pytest
 from starlette.requests import Request
 
 from fwasync.local.futures import FutureStore
+from fwasync.local.results import Result
 from fwasync.local.web import wait_or_gone
+
+NOTHING = Result(b"")
 
 
 def store_of(*bodies: bytes, **bounds: int) -> FutureStore:
     store = FutureStore(**bounds)
     for number, body in enumerate(bodies):
         store.open(str(number), lambda: "queued")
-        assert store.resolve(str(number), body)
+        assert store.resolve(str(number), Result(body))
     return store
 
 
@@ -26,11 +29,11 @@ def kept(store: FutureStore, count: int) -> list[str]:
 
 async def test_the_first_result_stays():
     store = store_of(b"first")
-    assert not store.resolve("0", b"second")
-    assert not store.resolve("unknown", b"")
+    assert not store.resolve("0", Result(b"second"))
+    assert not store.resolve("unknown", NOTHING)
     slot = store.get("0")
     assert slot is not None
-    assert slot.body == b"first"
+    assert slot.result == Result(b"first")
 
 
 async def test_the_newest_results_are_kept():
@@ -47,7 +50,7 @@ async def test_what_has_no_result_is_kept():
     store.open("0", lambda: "queued")
     for name in ("1", "2"):
         store.open(name, lambda: "queued")
-        store.resolve(name, b"")
+        store.resolve(name, NOTHING)
     assert kept(store, 3) == ["0", "2"]
 
 
@@ -61,7 +64,7 @@ async def test_a_waiter_wakes_with_the_result_and_when_the_service_stops():
             assert slot is not None
             tasks.start_soon(slot.wait)
         await anyio.lowlevel.checkpoint()
-        store.resolve("0", b"")
+        store.resolve("0", NOTHING)
         store.close()
     assert store.closed
 
@@ -72,7 +75,7 @@ async def test_a_result_frees_what_its_operation_held():
     slot = store.get("0")
     assert slot is not None
     before = slot.why
-    store.resolve("0", b"")
+    store.resolve("0", NOTHING)
     assert slot.why is not before
 
 

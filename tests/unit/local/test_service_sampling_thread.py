@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from fwasync.local.engine.api import EngineError, SampledSequence, SampleRequest, SampleResult
+from fwasync.local.results import Result, json_of
 from fwasync.local.sampling_thread import SamplingThread, Weights
 
 
@@ -59,7 +60,7 @@ class Bench:
     def __init__(self, keep: int) -> None:
         self.log: list[str] = []
         self.made: list[FakeSampler] = []
-        self.results: SimpleQueue[tuple[str, bytes]] = SimpleQueue()
+        self.results: SimpleQueue[tuple[str, Result]] = SimpleQueue()
         self.gate = threading.Event()
         self.gate.set()
         self.thread = SamplingThread(SimpleNamespace(sampler=self._make), self._deliver, keep=keep)
@@ -71,7 +72,7 @@ class Bench:
         self.made[-1].may_step = self.gate
         return self.made[-1]
 
-    def _deliver(self, results: list[tuple[str, bytes]]) -> None:
+    def _deliver(self, results: list[tuple[str, Result]]) -> None:
         for result in results:
             self.results.put(result)
 
@@ -80,8 +81,8 @@ class Bench:
         self.thread.submit(Weights(model, None), request)
 
     def next(self) -> tuple[str, dict]:
-        key, body = self.results.get(timeout=10)
-        return key, json.loads(body)
+        key, result = self.results.get(timeout=10)
+        return key, json.loads(json_of(result))
 
 
 @pytest.fixture

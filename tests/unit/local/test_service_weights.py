@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,40 @@ def test_what_is_no_path_is_refused(text):
 def test_what_is_no_name_is_refused(name):
     with pytest.raises(ValueError, match="cannot name a checkpoint"):
         check_name(name)
+
+
+def test_what_is_saved_is_listed_newest_first(store):
+    paths = [WeightsPath("s:train:0", "weights", "a"), WeightsPath("s:train:1", "sampler_weights", "b")]
+    for age, path in enumerate(paths):
+        store.write(store.directory(path), fill_with("12345"), {"checkpoint_type": None, "user_metadata": {"k": "v"}})
+        os.utime(store.directory(path), (1e9 - age, 1e9 - age))
+    (store.directory(paths[0]).parent / ".new-c").mkdir()
+    first, second = store.saved()
+    assert (first.path, second.path) == tuple(paths)
+    assert first.time == datetime(2001, 9, 9, 1, 46, 40, tzinfo=UTC)
+    assert first.size_bytes == 5 + len((first.directory / "notes.json").read_bytes())
+    assert first.notes == {"user_metadata": {"k": "v"}}
+
+
+def test_notes_change_and_the_time_stays(store):
+    store.write(store.directory(PATH), fill_with("1"), {"a": 1})
+    before = store.saved()[0]
+    store.note(PATH, "b", 2)
+    after = store.saved()[0]
+    assert (after.time, after.notes) == (before.time, {"a": 1, "b": 2})
+    with pytest.raises(FileNotFoundError):
+        store.note(WeightsPath("s:train:0", "weights", "other"), "b", 2)
+
+
+def test_what_is_deleted_is_gone_and_its_name_free(store):
+    store.write(store.directory(PATH), fill_with("1"), {})
+    store.delete(PATH)
+    assert store.saved() == []
+    assert not list(store.directory(PATH).parent.iterdir())
+    with pytest.raises(FileNotFoundError):
+        store.delete(PATH)
+    store.write(store.directory(PATH), fill_with("2"), {})
+    assert (store.directory(PATH) / "w").read_text() == "2"
 
 
 def test_a_directory_is_written_with_its_notes(store):

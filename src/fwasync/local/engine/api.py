@@ -56,8 +56,8 @@ class EngineError(ValueError):
 class BaseModel:
     """A model that an engine can start from.
 
-    `stop_token_ids` end a sampled sequence whatever the request says. `parameters` is the number
-    of weights.
+    `stop_token_ids` end a sampled sequence unless the request says otherwise. `parameters` is the
+    number of weights.
     """
 
     name: str
@@ -130,9 +130,10 @@ class SampleRequest:
 
     `max_tokens=None` means as many as the context holds. `temperature=0` takes the most likely
     token. `top_k <= 0` and `top_p = 1` are off; top_k is applied first, top_p to what it leaves.
-    `stop` is a tuple of token sequences; the model's own stop tokens always count too. With a
-    `seed`, sample i depends on (weights, prompt, parameters, seed, i) and nothing else; without
-    one, fresh entropy is used.
+    `stop` is a tuple of token sequences; the model's own stop tokens count too, unless
+    `own_stops` is false. With a `seed`, sample i depends on (weights, prompt, parameters, seed,
+    i) and nothing else; without one, fresh entropy is used. `prompt_logprobs_last_n` restricts
+    both kinds of prompt logprobs to the last so many tokens.
     """
 
     key: str
@@ -143,8 +144,10 @@ class SampleRequest:
     top_k: int = -1
     top_p: float = 1.0
     stop: tuple[tuple[int, ...], ...] = ()
+    own_stops: bool = True
     seed: int | None = None
     prompt_logprobs: bool = False
+    prompt_logprobs_last_n: int | None = None
     topk_prompt_logprobs: int = 0
 
 
@@ -165,8 +168,8 @@ class SampledSequence:
 class SampleResult:
     """A finished request: its sequences in sample order, and the prompt's logprobs if asked for.
 
-    Position 0 of the prompt has no prediction and is None in both lists;
-    `topk_prompt_logprobs` holds (token, logprob) pairs, best first.
+    Position 0 of the prompt has no prediction: it is None in both lists, as is what was not asked
+    for. `topk_prompt_logprobs` holds (token, logprob) pairs, best first.
     """
 
     key: str

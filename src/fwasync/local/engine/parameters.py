@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from .api import Lora
     from .architecture import Architecture, FloatArray
 
-__all__ = ["FullParameters", "LoraParameters", "Parameters", "check_lora"]
+__all__ = ["DEFAULT_ALPHA", "FullParameters", "LoraParameters", "Parameters", "check_lora"]
 
 _MAX_RANK = 64
-_DEFAULT_ALPHA = 32.0
+DEFAULT_ALPHA = 32.0
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _MLP = ("gate_proj", "up_proj", "down_proj")
 
@@ -92,7 +92,7 @@ class LoraParameters:
             base = np.concatenate((base, base[:embedding]))
         self._base = base.astype(dtype)
         self.model = self._base.copy()
-        alpha = _DEFAULT_ALPHA if lora.alpha is None else lora.alpha
+        alpha = DEFAULT_ALPHA if lora.alpha is None else lora.alpha
         self._scale = alpha / lora.rank
 
         self._targets = _adapted_weights(self.model_layout, lora)

@@ -100,7 +100,12 @@ class NumpySampler:
         job = _Job(
             request,
             max_tokens=room if request.max_tokens is None else min(room, request.max_tokens),
-            stop_tokens=frozenset((*self._model.stop_token_ids, *(s[0] for s in request.stop if len(s) == 1))),
+            stop_tokens=frozenset(
+                (
+                    *(self._model.stop_token_ids if request.own_stops else ()),
+                    *(stop[0] for stop in request.stop if len(stop) == 1),
+                )
+            ),
             stop_sequences=tuple(stop for stop in request.stop if len(stop) > 1),
         )
         self._jobs[request.key] = job
@@ -214,22 +219,25 @@ class NumpySampler:
         sequences = [job.finished[sample] for sample in range(request.num_samples)]
         if not request.prompt_logprobs and not request.topk_prompt_logprobs:
             return SampleResult(request.key, sequences)
-        logits = self._decoder.prompt_logits(prefill)[:-1]
+        wanted = request.prompt_logprobs_last_n
+        start = 1 if wanted is None else len(request.prompt) - wanted
+        logits = self._decoder.prompt_logits(prefill)[start - 1 : -1]
         logprobs = logits - log_partition(logits)
-        taken = np.take_along_axis(logprobs, request.prompt[1:, None], axis=1)[:, 0]
+        taken = np.take_along_axis(logprobs, request.prompt[start:, None], axis=1)[:, 0]
+        unscored = [None] * start
         return SampleResult(
             request.key,
             sequences,
-            [None, *taken.tolist()] if request.prompt_logprobs else None,
-            _best(logprobs, request.topk_prompt_logprobs) if request.topk_prompt_logprobs else None,
+            [*unscored, *taken.tolist()] if request.prompt_logprobs else None,
+            [*unscored, *_best(logprobs, request.topk_prompt_logprobs)] if request.topk_prompt_logprobs else None,
         )
 
 
-def _best(logprobs: FloatArray, count: int) -> list[list[tuple[int, float]] | None]:
+def _best(logprobs: FloatArray, count: int) -> list[list[tuple[int, float]]]:
     order = np.argsort(-logprobs, axis=1, kind="stable")[:, :count]
     values = np.take_along_axis(logprobs, order, axis=1)
     pairs = zip(order.tolist(), values.tolist(), strict=True)
-    return [None, *(list(zip(tokens, scores, strict=True)) for tokens, scores in pairs)]
+    return [list(zip(tokens, scores, strict=True)) for tokens, scores in pairs]
 
 
 def _check_request(request: SampleRequest, model: BaseModel) -> int:
@@ -241,8 +249,15 @@ def _check_request(request: SampleRequest, model: BaseModel) -> int:
             f"prompt: {len(request.prompt)} tokens leave no room to sample in the context of "
             f"{model.name}, which is {model.max_context_length}"
         )
+    last_n = request.prompt_logprobs_last_n
     checks = (
         ("num_samples", request.num_samples >= 1, "at least 1", request.num_samples),
+        (
+            "prompt_logprobs_last_n",
+            last_n is None or 1 <= last_n < len(request.prompt),
+            f"from 1 to {len(request.prompt) - 1} (all tokens of the prompt but the first)",
+            last_n,
+        ),
         ("max_tokens", request.max_tokens is None or request.max_tokens >= 1, "at least 1", request.max_tokens),
         ("temperature", 0 <= request.temperature <= _MAX_TEMPERATURE, _TEMPERATURE_RULE, request.temperature),
         ("top_k", -(2**63) <= request.top_k < 2**63, "a 64-bit integer", request.top_k),

@@ -230,8 +230,8 @@ def _adapter_kind(lora: Lora | None) -> str:
         return "all parameters"
     flags = {"attn": lora.train_attn, "mlp": lora.train_mlp, "unembed": lora.train_unembed}
     parts = "+".join(name for name, trained in flags.items() if trained)
-    alpha = "default" if lora.alpha is None else f"{lora.alpha:g}"
-    return f"a LoRA adapter of rank {lora.rank}, alpha {alpha}, on {parts}"
+    alpha = DEFAULT_ALPHA if lora.alpha is None else lora.alpha
+    return f"a LoRA adapter of rank {lora.rank}, alpha {alpha:g}, on {parts}"
 
 
 def _check_finite(block: MicroBatch, logprobs: FloatArray, losses: FloatArray, slopes: FloatArray) -> None:
