@@ -21,7 +21,7 @@ from fwasync._http.retry import RetryPolicy
 from fwasync._version import __version__
 from fwasync._wire.codec import ACCEPT_ALL, JSON, PROTOBUF, Codec
 from fwasync._wire.messages import CreateSessionRequest, SessionCreated, SessionHeartbeat, encode
-from fwasync.errors import ClosedError, NotFoundError, ProtocolError, SessionLostError, UsageError
+from fwasync.errors import ClosedError, ProtocolError, ServiceError, SessionLostError, UsageError
 
 __all__ = ("Session", "Wire")
 
@@ -30,6 +30,7 @@ logger = logging.getLogger("fwasync.session")
 Wire = Literal["auto", "json", "protobuf"]
 
 _CODECS: dict[str, Codec] = {"auto": replace(JSON, name="auto", accept=ACCEPT_ALL), "json": JSON, "protobuf": PROTOBUF}
+_NO_SUCH_API = (404, 405, 501)
 _HEARTBEAT_S = 10.0
 _FAREWELL_S = 0.5
 
@@ -102,6 +103,15 @@ class Session:
         """A `sampling_session_seq_id`, each given once."""
         return next(self._sampler_numbers)
 
+    async def confirm(self) -> None:
+        """Ask at once whether the session is still there, after a refusal that could mean that it is not.
+
+        Raises:
+            SessionLostError: It is not.
+        """
+        await self._beat_once(self.session_id)
+        _ = self.session_id
+
     async def __aenter__(self) -> Self:
         await self._background.open()
         try:
@@ -142,25 +152,29 @@ class Session:
                 "POST", "create_session", [encode(request)], retry=self.http.retry.for_contact()
             )
             return read("create_session", body, SessionCreated).session_id
-        except (NotFoundError, ProtocolError) as error:
+        except ServiceError as error:
+            if not isinstance(error, ProtocolError) and error.status not in _NO_SUCH_API:
+                raise
             raise ProtocolError(
                 f"{self.http.base_url} is not a trainer service: it does not answer create_session as one "
                 f"({error}). Check base_url."
             ) from error
 
     async def _beat(self, session_id: str) -> None:
-        body = [encode(SessionHeartbeat(session_id=session_id))]
-        while True:
+        while self._lost is None:
             await anyio.sleep(_HEARTBEAT_S)
-            try:
-                answer = await self.http.attempt("POST", "session_heartbeat", body, timeout=_HEARTBEAT_S)
-            except Unanswered as error:
-                logger.warning("a heartbeat of the session was not answered: %s", error)
-                continue
-            if answer.status == 410:
-                self._lost = self.http.error_text(answer) or "it says the session is finished"
-                logger.error("the service ended the session: %s", self._lost)
-                return
+            await self._beat_once(session_id)
+
+    async def _beat_once(self, session_id: str) -> None:
+        body = [encode(SessionHeartbeat(session_id=session_id))]
+        try:
+            answer = await self.http.attempt("POST", "session_heartbeat", body, timeout=_HEARTBEAT_S)
+        except Unanswered as error:
+            logger.warning("a heartbeat of the session was not answered: %s", error)
+            return
+        if answer.status == 410:
+            self._lost = self.http.error_text(answer) or "it says the session is finished"
+            logger.error("the service ended the session: %s", self._lost)
 
     async def _finish(self, session_id: str, reason: str) -> None:
         body = msgspec.json.encode({"reason": {"type": reason}})

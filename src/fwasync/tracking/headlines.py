@@ -25,8 +25,8 @@ class Headline:
 
 
 HEADLINES = (
-    Headline("train/loss", "train/loss", "Loss"),
     Headline("rollout/reward", "reward", "Reward"),
+    Headline("train/loss", "train/loss", "Loss"),
     Headline("perf/tokens_per_s", "tokens/s", "Tokens per second"),
     Headline("rollout/in_flight", "in flight", "Samples in flight"),
     Headline("rollout/staleness", "staleness", "Staleness (policy versions)"),

@@ -100,10 +100,12 @@ class PlainView:
     def _line(self, record: Record) -> str:
         total = self._totals.get(record.phase)
         step = str(record.step) if total is None else f"{record.step:>{len(str(total))}}/{total}"
-        metrics = {**self._gauges, **record.metrics}
-        shown = [(headline.label, metrics[headline.key]) for headline in headlines_of(metrics)]
-        # A phase with none of the well-known metrics, such as an evaluation, shows what it has.
-        shown = shown or list(record.metrics.items())[:_OTHERS]
+        if headlines_of(record.metrics):
+            metrics = {**self._gauges, **record.metrics}
+            shown = [(headline.label, metrics[headline.key]) for headline in headlines_of(metrics)]
+        else:
+            # A phase with none of the well-known metrics, such as an evaluation, shows what it has.
+            shown = list(record.metrics.items())[:_OTHERS]
         cells = [f"{label} {self._aligned(label, value)}" for label, value in shown]
         return "  ".join([f"{record.phase:<4}", step, *cells])
 

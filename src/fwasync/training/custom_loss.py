@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import anyio.to_thread
 import numpy as np
 
-from fwasync.errors import DatumError, UsageError
+from fwasync.errors import DatumError, ProtocolError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -124,8 +124,12 @@ def _leaves(data: list[Datum], forward: ForwardBackwardOutput) -> list[torch.Ten
     import torch
 
     leaves: list[torch.Tensor] = []
+    if len(forward.loss_fn_outputs) != len(data):
+        raise ProtocolError(f"forward: the service gave {len(forward.loss_fn_outputs)} results for {len(data)} datums")
     for datum, record in zip(data, forward.loss_fn_outputs, strict=True):
         shape = np.shape(datum.loss_fn_inputs["target_tokens"].to_numpy())
+        if "logprobs" not in record or np.size(record["logprobs"].to_numpy()) != np.prod(shape):
+            raise ProtocolError("forward: the service's result has no logprobs of the shape of target_tokens")
         values = np.array(record["logprobs"].to_numpy(), dtype=np.float32).reshape(shape)
         leaves.append(torch.from_numpy(values).requires_grad_())  # pyright: ignore[reportUnknownMemberType]  # torch
     return leaves

@@ -35,6 +35,9 @@ from fwasync.training.operation import EFFECT_UNKNOWN, AnyOperation
 
 __all__ = ("Lane",)
 
+# What a service says of a model it does not know, perhaps because its session is over.
+_GONE = (404, 410)
+
 
 class Lane:
     """The order of one model's operations, and their way to the service.
@@ -167,6 +170,8 @@ class Lane:
             raise
         except ServiceError as error:
             self._number_in_doubt = True
+            if error.status in _GONE:
+                await self._session.confirm()
             if part > 0:
                 self._broken = (
                     f"{path} was refused after {part} of {parts} parts of its batch had been accepted ({error})"

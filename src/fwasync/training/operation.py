@@ -96,6 +96,8 @@ class Operation(Generic[T]):
         self.state: State = "queued"
         self.request_ids: list[str] = []
         self.queue_state: str | None = None
+        self.harmless = False
+        """Set while nothing that was sent can have an effect."""
         self._admit = admit
         self._on_observed = on_observed
         self._collect: Callable[[], Awaitable[T]] | None = None
@@ -115,7 +117,7 @@ class Operation(Generic[T]):
             self._collect = await self._admit(self, admission)
         except Exception as error:
             refused = not self.request_ids and not isinstance(error, EFFECT_UNKNOWN)
-            self.fail(error, took_effect=False if refused else None)
+            self.fail(error, took_effect=False if refused or self.harmless else None)
         else:
             self.state = "admitted"
             self._decided.set()
@@ -172,6 +174,8 @@ class Operation(Generic[T]):
             self._value = await self._collect()
         except ResultLostError as error:
             self.fail(error, took_effect=None)
+        except ProtocolError as error:
+            self.fail(error, took_effect=True)
         except OperationFailedError as error:
             self.fail(error, took_effect=False if len(self.request_ids) == 1 else None)
         else:

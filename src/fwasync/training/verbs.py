@@ -113,9 +113,11 @@ def custom(model_id: str, data: Sequence[Datum], loss_fn: CustomLoss) -> Admit[F
                 operation, admission
             )
 
+        operation.harmless = True
         collect_forward = await pass_(forward_datums(data), backward=False)
         gradient = await run_loss(list(data), await collect_forward(), loss_fn)
-        operation.request_ids.clear()  # the forward had no effect; only the backward's request counts
+        operation.request_ids.clear()  # from here on, the backward's requests are those that count
+        operation.harmless = False
         collect_backward = await pass_(surrogate_datums(data, gradient), backward=True)
 
         async def collect() -> ForwardBackwardOutput:

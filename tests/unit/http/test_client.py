@@ -198,6 +198,8 @@ class TestFirstContact:
         "response",
         [
             httpx.Response(404, html="<html>not found</html>"),
+            httpx.Response(405, html="<html>no POST here</html>"),
+            httpx.Response(501),
             httpx.Response(200, html="<html>hello</html>"),
             httpx.Response(200, json={"hello": "world"}),
             httpx.Response(302, headers={"location": "http://elsewhere"}),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fwasync import AsyncSamplingClient, AsyncServiceClient, errors, types
-from support.clock import virtual_time
+from fwasync.testing import virtual_time
 from support.fake_trainer import KEY, FakeTrainer, answer
 
 PROMPT = types.ModelInput.from_ints([1, 2])

@@ -125,7 +125,7 @@ def test_a_phase_that_ends_early_still_shows_its_last_step() -> None:
         "demo: sft, 10 steps",
         "sft    1/10  train/loss 12.50",
         "sft    2/10  train/loss 9.500  in flight 7",
-        "eval  2  in flight 7",
+        "eval  2  eval/accuracy 0.750",
         "sft    3/10  train/loss 8.500  in flight 7",
         "sft    4/10  train/loss 7.500  in flight 7",
         "done",

@@ -374,3 +374,33 @@ async def test_a_chosen_wire_is_kept(wire: Wire, takes: str) -> None:
 def test_an_unknown_wire() -> None:
     with pytest.raises(errors.UsageError, match="'auto', 'json' or 'protobuf'"):
         AsyncServiceClient("http://trainer.test", KEY, wire="xml")  # type: ignore[arg-type]
+
+
+async def test_an_unreadable_result_is_an_outcome(trainer: FakeTrainer) -> None:
+    async with connected(trainer) as client:
+        trainer.next_time("optim_step", lambda: trainer.results.update({"req-1": {"metrics": "none"}}))
+        future = client.optim_step(types.AdamParams())
+        with pytest.raises(errors.ProtocolError, match="metrics"):
+            await future
+        assert (future.state, future.took_effect) == ("failed", True)
+        await client.optim_step(types.AdamParams())
+
+
+async def test_a_session_that_is_gone_is_told_by_the_first_operation(trainer: FakeTrainer) -> None:
+    async with connected(trainer) as client:
+        trainer.next_time("session_heartbeat", lambda: answer(410, {"detail": "evicted"}))
+        trainer.next_time("optim_step", lambda: answer(404, {"detail": "no such model"}))
+        with pytest.raises(errors.SessionLostError, match="evicted"):
+            await client.optim_step(types.AdamParams())
+
+
+async def test_a_custom_loss_without_logprobs_had_no_effect(trainer: FakeTrainer) -> None:
+    async with connected(trainer) as client:
+        result = {"loss_fn_outputs": [{}], "metrics": {}}
+        trainer.next_time("forward", lambda: trainer.results.update({"req-1": result}))
+        future = client.forward_backward_custom([datum()], lambda d, lp: (lp[0].sum(), {}))
+        with pytest.raises(errors.ProtocolError, match="no logprobs"):
+            await future
+        assert future.took_effect is False
+        await client.optim_step(types.AdamParams())
+    assert trainer.applied == ["forward", "optim_step"]

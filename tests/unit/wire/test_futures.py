@@ -29,6 +29,7 @@ from fwasync._wire.futures import Expired, Failed, NotReady, Outcome, PayloadHel
         (422, b"...", Failed("TEXT", "user")),
         (404, b"", Expired("TEXT")),
         (410, b"", Expired("TEXT")),
+        (425, b"", Transient()),
         (429, b"", Transient()),
         (500, b"", Transient()),
         (503, b"", Transient()),

@@ -14,8 +14,8 @@ from hypothesis.extra import numpy as hnp
 
 from fwasync import types
 from fwasync._wire.messages import SampledSequenceMessage, SampleResult
-from fwasync._wire.protobuf import batches, results, samples
-from fwasync._wire.protobuf.fields import ProtobufError, as_signed, fields, integer
+from fwasync._wire.protobuf import arrays, batches, results, samples
+from fwasync._wire.protobuf.fields import ProtobufError, as_signed, delimited, fields, integer, text
 from fwasync._wire.tensors import ForwardBackwardResult
 
 # name: [(number, name, type, label)]; `map<T` is a map with string keys, `*` is repeated, `?` is optional.
@@ -23,7 +23,8 @@ SCHEMA = {
     "Tokens": "1 bytes tokens",
     "Image": "1 bytes data, 2 string format, 3 ?int32 expected_tokens",
     "Chunk": "1 Tokens encoded_text, 2 Image image",
-    "Tensor": "1 bytes dense, 3 int32 dtype, 4 *int64 shape",
+    "SparseCsr": "1 bytes values, 2 bytes crow_indices, 3 bytes col_indices",
+    "Tensor": "1 bytes dense, 2 SparseCsr sparse_csr, 3 int32 dtype, 4 *int64 shape",
     "Datum": "1 *Chunk model_input, 2 map<Tensor loss_fn_inputs",
     "LossConfigValue": "1 ?double number, 2 ?string text",
     "Request": "1 string model_id, 2 int32 seq_id, 3 *Datum data, 4 string loss_fn, 5 map<double loss_fn_config, "
@@ -148,6 +149,23 @@ def test_results(outputs: list[dict[str, np.ndarray]], metrics: dict[str, float]
             assert all(same(record[name], read[name]) for name in record)
 
 
+MATRICES = hnp.array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=5)
+CELLS = st.integers(-2, 2)
+
+
+@given(hnp.arrays(np.int64, MATRICES, elements=CELLS) | hnp.arrays(np.float32, MATRICES, elements=CELLS))
+def test_sparse_tensors_become_dense(matrix: np.ndarray) -> None:
+    rows, columns = np.nonzero(matrix)
+    sparse = {
+        "values": matrix[rows, columns].tobytes(),
+        "crow_indices": np.searchsorted(rows, np.arange(len(matrix) + 1)).astype(np.int64).tobytes(),
+        "col_indices": columns.astype(np.int64).tobytes(),
+    }
+    dtype = 1 if matrix.dtype == np.float32 else 2
+    tensor = LIBRARY["Tensor"](sparse_csr=LIBRARY["SparseCsr"](**sparse), dtype=dtype, shape=matrix.shape)
+    assert same(arrays.read_tensor(memoryview(tensor.SerializeToString())), matrix)
+
+
 LOGPROBS = st.floats(-50, 0, width=32)
 SEQUENCES = st.builds(
     SampledSequenceMessage,
@@ -163,7 +181,7 @@ TOPK = st.lists(st.none() | st.lists(st.tuples(st.integers(0, 99), LOGPROBS), mi
         SampleResult,
         sequences=st.lists(SEQUENCES, max_size=3),
         prompt_logprobs=st.none() | st.lists(st.none() | LOGPROBS, max_size=4),
-        topk_prompt_logprobs=st.none() | TOPK.filter(any),
+        topk_prompt_logprobs=st.none() | TOPK,
     )
 )
 def test_samples(sample: SampleResult) -> None:
@@ -172,6 +190,12 @@ def test_samples(sample: SampleResult) -> None:
     assert [bool(s.stop_reason) for s in library.sequences] == [s.stop_reason == "length" for s in sample.sequences]
     for reencoded in (body, library.SerializeToString()):
         assert samples.decode_sample(reencoded) == sample
+
+
+def test_an_option_of_zero_may_be_left_out_of_its_entry() -> None:
+    # Fields of a map's entry that have their default need not be written.
+    config = batches.decode_request(delimited(5, text(1, "beta")) + delimited(7, text(1, "tau"), delimited(2)))
+    assert config.loss_fn_config == {"beta": 0.0}
 
 
 def test_bfloat16_and_int32_widen() -> None:

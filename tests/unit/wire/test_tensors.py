@@ -114,6 +114,41 @@ def test_unreadable_datums_are_named(datum: object, message: str) -> None:
         list(decode_batch(raw(datum)))
 
 
+def sparse(rows: object, columns: object, shape: object, data: object = (1.0, 2.0)) -> list[msgspec.Raw]:
+    tensor = {"data": data, "shape": shape, "sparse_crow_indices": rows, "sparse_col_indices": columns}
+    return raw({"model_input": {"chunks": []}, "loss_fn_inputs": {"weights": tensor}})
+
+
+def test_sparse_tensors_become_dense() -> None:
+    [(_, inputs)] = decode_batch(sparse([0, 0, 2, 2], [1, 3], [3, 4]))
+    assert inputs["weights"].tolist() == [[0] * 4, [0, 1, 0, 2], [0] * 4]
+    assert inputs["weights"].dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "shape", "message"),
+    [
+        ([0, 2], [1, 3], [1, 3], "do not place 2 values in 3 columns"),
+        ([0, 2], [-1, 3], [1, 4], "do not place 2 values in 4 columns"),
+        ([0, 2], [1], [1, 4], "do not place 2 values in 4 columns"),
+        ([0, 2], [1, 1], [1, 4], "do not rise within each row"),
+        ([0, 2], [3, 1], [1, 4], "do not rise within each row"),
+        ([0, 1], [1, 3], [1, 4], "do not split 2 values into 1 rows"),
+        ([1, 2], [1, 3], [1, 4], "do not split 2 values into 1 rows"),
+        ([0, 2, 1, 2], [1, 3], [3, 4], "do not split 2 values into 3 rows"),
+        ([0, 2], [1, 3], [2, 4], "do not split 2 values into 2 rows"),
+        ([], [1, 3], [0, 4], "do not split 2 values into 0 rows"),
+        ([0, 2], [1, 3], [4], r"two dimensions, but its shape is \[4\]"),
+        ([0, 2], [1, 3], None, r"two dimensions, but its shape is \[\]"),
+        ([0, 2], [1, 3], [-1, -4], r"two dimensions, but its shape is \[-1, -4\]"),
+        ([0, 2], [1, 3], [1, 2**60], "too large"),
+    ],
+)
+def test_impossible_sparse_tensors_are_named(rows: object, columns: object, shape: object, message: str) -> None:
+    with pytest.raises(ValueError, match=r"datum 0, loss_fn_inputs\['weights'\]: .*" + message):
+        list(decode_batch(sparse(rows, columns, shape)))
+
+
 def test_images_are_sent_as_tinker_writes_them() -> None:
     from tinker.types import EncodedTextChunk, ImageChunk
 
