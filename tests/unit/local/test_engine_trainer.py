@@ -395,8 +395,8 @@ def test_weights_alone_start_the_optimizer_anew(tmp_path):
     [
         ((TINY, None), (MICRO, None), "the checkpoint is of fwasync/qwen3-tiny, this model of test/micro"),
         ((MICRO, None), (MICRO, Lora(2)), "holds all parameters, this model trains a LoRA adapter of rank 2"),
-        ((MICRO, Lora(2)), (MICRO, Lora(4)), "of rank 2, alpha default, on attn.* of rank 4"),
-        ((MICRO, Lora(2, alpha=8)), (MICRO, Lora(2)), "alpha 8, on .* alpha default"),
+        ((MICRO, Lora(2)), (MICRO, Lora(4)), "of rank 2, alpha 32, on attn.* of rank 4"),
+        ((MICRO, Lora(2, alpha=8)), (MICRO, Lora(2)), "alpha 8, on .* alpha 32"),
         ((MICRO, Lora(2)), (MICRO, Lora(2, train_mlp=False)), r"on attn\+mlp\+unembed, .* on attn\+unembed"),
     ],
 )

@@ -17,7 +17,7 @@ from .api import EngineError, LossResult, Normalization, SnapshotInfo
 from .batching import MicroBatch, PreparedExample, micro_batches, prepare
 from .losses import resolve_loss
 from .optimizer import AdamState, check_adam, clip_to_norm
-from .parameters import FullParameters, LoraParameters, Parameters, check_lora
+from .parameters import DEFAULT_ALPHA, FullParameters, LoraParameters, Parameters, check_lora
 from .storage import read_flat, read_info, write_flat, write_info, write_json
 from .transformer import Transformer
 
