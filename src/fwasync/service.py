@@ -7,10 +7,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
 
-from fwasync._http.client import Transport
 from fwasync._http.reading import read
 from fwasync._http.retry import RetryPolicy
 from fwasync._http.session import Session, Wire
+from fwasync._http.transport import Transport
 from fwasync._wire.messages import Capabilities
 from fwasync.errors import UsageError
 from fwasync.sampling.client import AsyncSamplingClient

@@ -24,7 +24,17 @@ from unit.training.test_client import datum
 ADAM = types.AdamParams()
 Verb = Callable[[AsyncTrainingClient], APIFuture[Any]]
 
+BATCH_OF_THREE: Verb = lambda c: c.forward_backward([datum(), datum(), datum()])  # noqa: E731
+"""A batch that is cut in three."""
+
+
+@pytest.fixture(autouse=True)
+def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fwasync.training.batch.MAX_CHUNK_DATUMS", 1)
+
+
 VERBS: dict[str, tuple[Verb, list[str]]] = {
+    "batch of three": (BATCH_OF_THREE, ["forward_backward"] * 3),
     "forward": (lambda c: c.forward([datum()]), ["forward"]),
     "forward_backward": (lambda c: c.forward_backward([datum()]), ["forward_backward"]),
     "optim_step": (lambda c: c.optim_step(ADAM), ["optim_step"]),
@@ -54,6 +64,7 @@ async def connected(trainer: FakeTrainer, wire: Wire) -> AsyncIterator[AsyncTrai
     async with service, service.create_training_client("base") as client:
         yield client
     assert asyncio.all_tasks() == before
+    assert not trainer.early, "a hole in the numbers"
 
 
 async def follow(client: AsyncTrainingClient) -> None:
@@ -171,13 +182,34 @@ def test_connection_lost_on_every_way(verb: str, wire: Wire, takes: str) -> None
             assert trainer.applied == as_sent(effects + FOLLOWING, wire)
             return struck
 
-        assert await sweep(hit) == 4  # there and back, for the submit and for the result
+        assert await sweep(hit) == 4 * len(effects)  # there and back, for each submit and each result
         assert directions == {"before", "after", None}
 
     run()
 
 
+@wires
+async def test_a_custom_loss_loses_the_connection_on_every_way(wire: Wire, takes: str) -> None:
+    async def hit(n: int) -> bool:
+        trainer = FakeTrainer(takes=takes)
+        async with connected(trainer, wire) as client:
+            trainer.travels, trainer.loses_at = 0, n + 1
+            future = CUSTOM(client)
+            await future
+            struck = trainer.lost is not None
+            trainer.loses_at = 0
+            await follow(client)
+        assert trainer.applied == as_sent(["forward", "forward_backward", *FOLLOWING], wire)
+        return struck
+
+    assert await sweep(hit) == 8
+
+
 PIPELINE: list[str] = ["forward_backward", "optim_step", "save_state", "forward", "optim_step"]
+
+
+def pipeline_effects(took: list[bool | None]) -> list[str]:
+    return [effect for verb, happened in zip(PIPELINE, took, strict=True) for effect in VERBS[verb][1] * bool(happened)]
 
 
 @wires
@@ -195,17 +227,59 @@ async def test_a_pipeline_of_five_cancelled_at_every_step(awaited: int, wire: Wi
                 await task
             await follow(client)
             took = [await settle(future) for future in futures]
-        expected = [
-            effect
-            for verb, effect_of in zip(PIPELINE, took, strict=True)
-            for effect in VERBS[verb][1] * bool(effect_of)
-        ]
-        assert trainer.applied == as_sent(expected + FOLLOWING, wire)
+        assert trainer.applied == as_sent(pipeline_effects(took) + FOLLOWING, wire)
         assert took.count(False) <= 1, "only the awaited one may be withdrawn"
         assert all(took[i] for i in range(len(PIPELINE)) if i != awaited)
         return struck
 
     assert await sweep(hit) >= 5
+
+
+@wires
+@pytest.mark.parametrize("awaited", range(len(PIPELINE)))
+def test_a_pipeline_of_five_timed_out_at_every_instant(awaited: int, wire: Wire, takes: str) -> None:
+    @virtual_time
+    async def run() -> None:
+        async def hit(n: int) -> bool:
+            trainer = FakeTrainer(takes=takes, latency=1.0)
+            async with connected(trainer, wire) as client:
+                futures = [VERBS[verb][0](client) for verb in PIPELINE]
+                struck = False
+                try:
+                    await futures[awaited].result(timeout=n * 0.5)
+                except errors.OperationTimeoutError:
+                    struck = True
+                await follow(client)
+                took = [await settle(future) for future in futures]
+            assert trainer.applied == as_sent(pipeline_effects(took) + FOLLOWING, wire)
+            assert [i for i, effect in enumerate(took) if not effect] in ([], [awaited])
+            return struck
+
+        assert await sweep(hit) >= 8
+
+    run()
+
+
+@wires
+def test_a_pipeline_of_five_loses_the_connection_on_every_way(wire: Wire, takes: str) -> None:
+    @virtual_time
+    async def run() -> None:
+        async def hit(n: int) -> bool:
+            trainer = FakeTrainer(takes=takes)
+            async with connected(trainer, wire) as client:
+                trainer.travels, trainer.loses_at = 0, n + 1
+                futures = [VERBS[verb][0](client) for verb in PIPELINE]
+                for future in futures:
+                    await future
+                struck = trainer.lost is not None
+                trainer.loses_at = 0
+                await follow(client)
+            assert trainer.applied == as_sent(pipeline_effects([True] * 5) + FOLLOWING, wire)
+            return struck
+
+        assert await sweep(hit) == 4 * len(PIPELINE)
+
+    run()
 
 
 @wires

@@ -114,6 +114,7 @@ def test_effects_are_what_the_futures_say(
         verbs = [PATHS[repr(future).split()[1]] for future in futures]
         took = [future.took_effect for future in futures]
         assert None not in took
+        assert not trainer.early
         assert trainer.applied == [v for v, effect in zip(verbs, took, strict=True) if effect] + ["optim_step"]
         for future in futures:
             assert future.state in ("done", "failed", "withdrawn")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -246,3 +247,29 @@ async def test_a_cancelled_crowd_of_samples_leaves_nothing_behind(local: LocalSe
             response = await sampler.sample(types.ModelInput.from_ints([1]), 1, types.SamplingParams(max_tokens=1))
             assert len(response.sequences) == 1
             assert len(asyncio.all_tasks() - before) <= 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts file descriptors in /proc")
+async def test_no_socket_is_left_wherever_the_client_is_cancelled(local: LocalService) -> None:
+    def sockets() -> int:
+        return sum(Path(f"/proc/self/fd/{fd}").is_socket() for fd in range(1024))
+
+    async def body() -> None:
+        async with AsyncServiceClient(local.base_url, local.api_key) as service:
+            async with service.create_training_client(MODEL, lora_rank=0) as client:
+                await steps(client, BATCHES[:2])
+
+    before_sockets, before_tasks = sockets(), asyncio.all_tasks()
+    struck = 0
+    for n in range(25):
+        task = asyncio.ensure_future(body())
+        await asyncio.sleep(n * 0.001)  # where that strikes is up to the machine; it is right wherever it does
+        struck += not task.done()
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        assert asyncio.all_tasks() == before_tasks
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert struck >= 2
+    assert sockets() == before_sockets

@@ -18,17 +18,14 @@ from typing import Self
 import aiohttp
 import anyio
 import httpx
-from httpx_aiohttp import AiohttpTransport
 
 from fwasync._http.faults import fault_text, refusal
 from fwasync._http.retry import RETRYABLE_STATUSES, RetryPolicy, retry_after
+from fwasync._http.transport import Transport, default_transport
 from fwasync._version import __version__
 from fwasync.errors import RetryBudgetExhaustedError, ServiceUnreachableError, TransportError, UsageError
 
-__all__ = ("Answer", "Body", "Http", "Transport", "Unanswered", "service_url")
-
-Transport = httpx.AsyncBaseTransport
-"""What carries the requests: any httpx transport."""
+__all__ = ("Answer", "Body", "Http", "Unanswered", "service_url")
 
 Body = Sequence[bytes]
 """A request's body in pieces. It is kept whole until the request is answered, so that it can be sent
@@ -74,18 +71,6 @@ def service_url(base_url: str) -> str:
     return base_url.rstrip("/").removesuffix("/api/v1").rstrip("/")
 
 
-def _transport() -> httpx.AsyncBaseTransport:
-    def session() -> aiohttp.ClientSession:
-        return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30.0),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            # A body sent in pieces is drained by us; aiohttp's own decompression and redirects stay off.
-            auto_decompress=False,
-        )
-
-    return AiohttpTransport(client=session)
-
-
 class Http:
     """A connection pool to one trainer service.
 
@@ -103,7 +88,7 @@ class Http:
         self.retry = retry or RetryPolicy()
         self._secret = api_key
         self._client = httpx.AsyncClient(
-            transport=transport or _transport(),
+            transport=transport or default_transport(self.base_url),
             timeout=None,  # time-outs are cancel scopes, see `attempt`
             headers={
                 "User-Agent": f"fwasync/{__version__}",

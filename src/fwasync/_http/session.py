@@ -15,9 +15,10 @@ import anyio.to_thread
 import msgspec
 
 from fwasync._background import Background
-from fwasync._http.client import Http, Transport, Unanswered
+from fwasync._http.client import Http, Unanswered
 from fwasync._http.reading import read
 from fwasync._http.retry import RetryPolicy
+from fwasync._http.transport import Transport
 from fwasync._version import __version__
 from fwasync._wire.codec import ACCEPT_ALL, JSON, PROTOBUF, Codec
 from fwasync._wire.messages import CreateSessionRequest, SessionCreated, SessionHeartbeat, encode

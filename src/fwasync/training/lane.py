@@ -14,7 +14,7 @@ with `SequenceBrokenError`.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import anyio
 
@@ -28,6 +28,7 @@ from fwasync._wire.messages import Submitted
 from fwasync.errors import (
     ClosedError,
     ConflictError,
+    FwasyncError,
     SequenceBrokenError,
     ServiceError,
 )
@@ -37,6 +38,7 @@ __all__ = ("Lane",)
 
 # What a service says of a model it does not know, perhaps because its session is over.
 _GONE = (404, 410)
+_PARTS_AT_A_TIME = 8
 
 
 class Lane:
@@ -138,33 +140,41 @@ class Lane:
     async def send(
         self,
         path: str,
-        body: Callable[[int], list[bytes]],
+        bodies: Sequence[Callable[[int], list[bytes]]],
         *,
         content_type: str = "application/json",
-        part: int = 0,
-        parts: int = 1,
-    ) -> str | int:
-        """Send one numbered request until it is acknowledged.
+        on_sent: Callable[[str | int], None],
+    ) -> list[str | int]:
+        """Send the requests of one operation until they are acknowledged, under consecutive numbers.
+
+        The first goes alone; when it was accepted the others follow together, a few at a time: services put them in
+        order by their numbers.
 
         Args:
             path: Below `/api/v1`.
-            body: Gives the body for a number.
-            content_type: What the body is.
-            part: Which of the operation's requests that have an effect this is, from 0.
-            parts: How many of them there are.
+            bodies: For each request what gives its body for a number.
+            content_type: What the bodies are.
+            on_sent: Told of each request id, as it is acknowledged.
 
         Returns:
-            The request id.
+            The request ids, in the order of the bodies.
 
         Raises:
             SequenceBrokenError: The order is in doubt from here on.
-            ServiceError: The service refused it; the lane goes on.
+            ServiceError: The service refused the first; nothing was accepted, and the lane goes on.
             TransportError: No answer; the lane is broken from here on. So it is after a failure of the service
                 itself (5xx), or an answer that cannot be read.
         """
+        first, *rest = bodies
+        request_ids = [await self._send_first(path, first, content_type)]
+        on_sent(request_ids[0])
+        if rest:
+            request_ids += await self._send_rest(path, rest, content_type, on_sent)
+        return request_ids
+
+    async def _send_first(self, path: str, body: Callable[[int], list[bytes]], content_type: str) -> str | int:
         try:
-            answer = await self._send_numbered(path, body, content_type)
-            submitted = read(path, answer, Submitted)
+            submitted = read(path, await self._send_numbered(path, body, content_type), Submitted)
         except EFFECT_UNKNOWN as error:
             self._broken = f"{path} was not acknowledged and may or may not have taken effect ({error})"
             raise
@@ -172,15 +182,44 @@ class Lane:
             self._number_in_doubt = True
             if error.status in _GONE:
                 await self._session.confirm()
-            if part > 0:
-                self._broken = (
-                    f"{path} was refused after {part} of {parts} parts of its batch had been accepted ({error})"
-                )
-                raise self._broken_error(path) from error
             raise
         self._next_number += 1
         self._number_in_doubt = False
         return submitted.request_id
+
+    async def _send_rest(
+        self,
+        path: str,
+        bodies: Sequence[Callable[[int], list[bytes]]],
+        content_type: str,
+        on_sent: Callable[[str | int], None],
+    ) -> list[str | int]:
+        request_ids: list[str | int] = [""] * len(bodies)
+        errors: list[Exception] = []
+        limiter = anyio.CapacityLimiter(_PARTS_AT_A_TIME)
+        first_number = self._next_number
+
+        async def send(index: int) -> None:
+            try:
+                async with limiter:
+                    body = bodies[index](first_number + index)
+                    answer = await self._session.http.call("POST", path, body, content_type=content_type)
+                request_ids[index] = read(path, answer, Submitted).request_id
+                on_sent(request_ids[index])
+            except FwasyncError as error:
+                errors.append(error)
+
+        async with anyio.create_task_group() as group:
+            for index in range(len(bodies)):
+                group.start_soon(send, index)
+        if errors:
+            self._broken = (
+                f"{len(errors)} of {len(bodies) + 1} parts of one batch for {path} were not accepted, "
+                f"the others were ({errors[0]})"
+            )
+            raise self._broken_error(path) from errors[0]
+        self._next_number += len(bodies)
+        return request_ids
 
     async def _send_numbered(self, path: str, body: Callable[[int], list[bytes]], content_type: str) -> bytes:
         http = self._session.http

@@ -8,7 +8,7 @@ again at every instant, and neither the order nor the result suffers.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import anyio
@@ -41,13 +41,12 @@ class Admission(Protocol):
     async def send(
         self,
         path: str,
-        body: Callable[[int], list[bytes]],
+        bodies: Sequence[Callable[[int], list[bytes]]],
         *,
         content_type: str = "application/json",
-        part: int = 0,
-        parts: int = 1,
-    ) -> str | int:
-        """Send one numbered request until it is acknowledged; returns the request id."""
+        on_sent: Callable[[str | int], None],
+    ) -> list[str | int]:
+        """Send consecutive numbered requests until they are acknowledged; returns their ids."""
         ...
 
     async def fetch(
@@ -138,6 +137,10 @@ class Operation(Generic[T]):
         self.state = "withdrawn"
         self._on_observed(self)
         return True
+
+    def note_sent(self, request_id: str | int) -> None:
+        """Remember a request that was acknowledged."""
+        self.request_ids.append(str(request_id))
 
     def note_wait(self, answer: NotReady) -> None:
         """Remember what the service says of an operation that is not ready."""

@@ -39,8 +39,9 @@ def single(path: str, request: Callable[[int], Message], answer: type[M], conver
     """
 
     async def admit(operation: Operation[T], admission: Admission) -> Collect[T]:
-        request_id = await admission.send(path, lambda number: [encode(request(number))])
-        operation.request_ids.append(str(request_id))
+        (request_id,) = await admission.send(
+            path, [lambda number: [encode(request(number))]], on_sent=operation.note_sent
+        )
 
         async def collect() -> T:
             result = await admission.fetch(request_id, what=operation.verb, on_wait=operation.note_wait)
@@ -70,16 +71,12 @@ def batch(
             chunks = await encode_chunks(
                 data, codec=codec, backward=backward, loss_fn=loss_fn, loss_fn_config=loss_fn_config
             )
-            for index, start in enumerate(chunks):
-                request_id = await admission.send(
-                    codec.path(backward=backward),
-                    lambda number, start=start: [*start, codec.encode_batch_end(model_id, number)],
-                    content_type=codec.content_type,
-                    part=index if backward else 0,
-                    parts=len(chunks),
-                )
-                operation.request_ids.append(str(request_id))
-                request_ids.append(request_id)
+            request_ids[:] = await admission.send(
+                codec.path(backward=backward),
+                [lambda number, start=start: [*start, codec.encode_batch_end(model_id, number)] for start in chunks],
+                content_type=codec.content_type,
+                on_sent=operation.note_sent,
+            )
 
         try:
             await send(admission.codec)
