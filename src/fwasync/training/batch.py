@@ -111,7 +111,7 @@ async def merge_results(answers: Sequence[Answer]) -> ForwardBackwardOutput:
     from tinker.types import ForwardBackwardOutput, TensorData
 
     try:
-        parts = [decode_outputs(answer.content_type, answer.body) for answer in answers]
+        parts = await in_slices(decode_outputs(answer.content_type, answer.body) for answer in answers)
         records = [await in_slices(part_records) for _, _, part_records in parts]
     except ValueError as error:
         raise ProtocolError(f"a result of forward or forward_backward cannot be read: {error}") from error

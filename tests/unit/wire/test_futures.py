@@ -25,6 +25,7 @@ from fwasync._wire.futures import Expired, Failed, NotReady, Outcome, PayloadHel
         (200, b'{"error":"bad","category":"user"}', Failed("bad", "user")),
         (200, b'{"error":"bad","category":"strange"}', Failed("bad", "unknown")),
         (200, b'{"error":"bad"}', Failed("bad", "unknown")),
+        (200, b'{"loss_fn_outputs":[' + b"0," * 60_000 + b"0]}", Ready()),
         (400, b"...", Failed("TEXT", "user")),
         (422, b"...", Failed("TEXT", "user")),
         (404, b"", Expired("TEXT")),
