@@ -34,6 +34,7 @@ again."""
 _WRITE_SIZE = 256 * 1024
 _ATTEMPT_TIMEOUT_S = 60.0
 _JSON = "application/json"
+_SLOWEST_UPLOAD = 50_000  # bytes a second
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +134,8 @@ class Http:
             content_type: What the body is.
             accept: What the answer may be.
             idempotency_key: The same for all attempts at one thing.
-            timeout: Seconds from the start to the last byte of the answer.
+            timeout: Seconds from the start to the last byte of the answer; a large body has more, as a slow line
+                needs it.
 
         Returns:
             The answer, whatever its status.
@@ -153,7 +155,7 @@ class Http:
         if idempotency_key is not None:
             request.headers["X-Idempotency-Key"] = idempotency_key
         try:
-            with anyio.fail_after(timeout):
+            with anyio.fail_after(timeout + size / _SLOWEST_UPLOAD):
                 response = await self._client.send(request)
         except TimeoutError:
             raise Unanswered(f"no answer within {timeout:g} s", connected=True) from None
