@@ -20,7 +20,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = [
+__all__ = (
     "ASSISTANT_ID",
     "CHAT_TEMPLATE",
     "END_ID",
@@ -33,7 +33,7 @@ __all__ = [
     "VOCAB_SIZE",
     "build_tokenizer",
     "save_tokenizer",
-]
+)
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from .api import (
+from fwasync.local.engine.api import (
     Adam,
     BaseModel,
     Engine,
@@ -24,9 +24,9 @@ from .api import (
     SnapshotInfo,
     Trainer,
 )
-from .numpy_engine import NumpyEngine
+from fwasync.local.engine.numpy_engine import NumpyEngine
 
-__all__ = [
+__all__ = (
     "Adam",
     "BaseModel",
     "Engine",
@@ -42,4 +42,4 @@ __all__ = [
     "Sampler",
     "SnapshotInfo",
     "Trainer",
-]
+)

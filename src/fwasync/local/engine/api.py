@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-__all__ = [
+__all__ = (
     "Adam",
     "BaseModel",
     "Engine",
@@ -40,7 +40,7 @@ __all__ = [
     "Sampler",
     "SnapshotInfo",
     "Trainer",
-]
+)
 
 Float32Array = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]

@@ -21,11 +21,10 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from fwasync.local.engine.api import BaseModel, EngineError
 from fwasync.local.tokenizer import STOP_TOKEN_IDS, VOCAB_SIZE
 
-from .api import BaseModel, EngineError
-
-__all__ = [
+__all__ = (
     "ARCHITECTURES",
     "Architecture",
     "FloatArray",
@@ -33,7 +32,7 @@ __all__ = [
     "Layout",
     "Weights",
     "find_architecture",
-]
+)
 
 FloatArray = npt.NDArray[np.floating]
 

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from .api import EngineError
+from fwasync.local.engine.api import EngineError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from .api import BaseModel, Example, InputArray, IntArray
-    from .architecture import FloatArray
-    from .losses import Loss
+    from fwasync.local.engine.api import BaseModel, Example, InputArray, IntArray
+    from fwasync.local.engine.architecture import FloatArray
+    from fwasync.local.engine.losses import Loss
 
-__all__ = ["MicroBatch", "PreparedExample", "check_tokens", "micro_batches", "prepare"]
+__all__ = ("MicroBatch", "PreparedExample", "check_tokens", "micro_batches", "prepare")
 
 _TARGETS = "target_tokens"
 _TOKENS_PER_BLOCK = 512

@@ -13,10 +13,10 @@ import numpy as np
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from .api import IntArray
-    from .architecture import FloatArray
+    from fwasync.local.engine.api import IntArray
+    from fwasync.local.engine.architecture import FloatArray
 
-__all__ = ["Choice", "choose", "uniform_stream"]
+__all__ = ("Choice", "choose", "uniform_stream")
 
 
 @dataclass(frozen=True, slots=True)

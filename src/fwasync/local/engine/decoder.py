@@ -18,18 +18,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .primitives import normalize, rotate, sigmoid, softmax_inplace
-from .transformer import Transformer
+from fwasync.local.engine.primitives import normalize, rotate, sigmoid, softmax_inplace
+from fwasync.local.engine.transformer import Transformer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     import numpy.typing as npt
 
-    from .api import IntArray
-    from .architecture import Architecture, FloatArray, LayerWeights, Weights
+    from fwasync.local.engine.api import IntArray
+    from fwasync.local.engine.architecture import Architecture, FloatArray, LayerWeights, Weights
 
-__all__ = ["Decoder", "KeyValueCache", "Prefill"]
+__all__ = ("Decoder", "KeyValueCache", "Prefill")
 
 _WIDTH_STEP = 64
 _PREFILL_TOKENS = 2048

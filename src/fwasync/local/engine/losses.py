@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .api import EngineError
-from .architecture import FloatArray
+from fwasync.local.engine.api import EngineError
+from fwasync.local.engine.architecture import FloatArray
 
-__all__ = ["LOSSES", "Loss", "resolve_loss"]
+__all__ = ("LOSSES", "Loss", "resolve_loss")
 
 LossTerms = tuple[FloatArray, FloatArray]
 """Loss of each token, and its derivative with respect to that token's logprob."""

@@ -6,19 +6,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .api import EngineError
-from .architecture import ARCHITECTURES, find_architecture
-from .sampler import NumpySampler
-from .storage import read_flat, read_info
-from .trainer import NumpyTrainer
+from fwasync.local.engine.api import EngineError
+from fwasync.local.engine.architecture import ARCHITECTURES, find_architecture
+from fwasync.local.engine.sampler import NumpySampler
+from fwasync.local.engine.storage import read_flat, read_info
+from fwasync.local.engine.trainer import NumpyTrainer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from .api import BaseModel, Lora, SnapshotInfo
+    from fwasync.local.engine.api import BaseModel, Lora, SnapshotInfo
 
-__all__ = ["NumpyEngine"]
+__all__ = ("NumpyEngine",)
 
 
 class NumpyEngine:

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .api import EngineError
+from fwasync.local.engine.api import EngineError
 
 if TYPE_CHECKING:
-    from .api import Adam
-    from .architecture import FloatArray
+    from fwasync.local.engine.api import Adam
+    from fwasync.local.engine.architecture import FloatArray
 
-__all__ = ["AdamState", "check_adam", "clip_to_norm"]
+__all__ = ("AdamState", "check_adam", "clip_to_norm")
 
 
 _SMALLEST_EPS = 1e-37

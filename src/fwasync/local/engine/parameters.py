@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from .api import EngineError
-from .architecture import Layout
+from fwasync.local.engine.api import EngineError
+from fwasync.local.engine.architecture import Layout
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from .api import Lora
-    from .architecture import Architecture, FloatArray
+    from fwasync.local.engine.api import Lora
+    from fwasync.local.engine.architecture import Architecture, FloatArray
 
-__all__ = ["DEFAULT_ALPHA", "FullParameters", "LoraParameters", "Parameters", "check_lora"]
+__all__ = ("DEFAULT_ALPHA", "FullParameters", "LoraParameters", "Parameters", "check_lora")
 
 _MAX_RANK = 64
 DEFAULT_ALPHA = 32.0

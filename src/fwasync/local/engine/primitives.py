@@ -13,9 +13,9 @@ import numpy as np
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from .architecture import FloatArray
+    from fwasync.local.engine.architecture import FloatArray
 
-__all__ = [
+__all__ = (
     "log_partition",
     "normalize",
     "normalize_backward",
@@ -23,7 +23,7 @@ __all__ = [
     "rotate",
     "sigmoid",
     "softmax_inplace",
-]
+)
 
 
 def normalize(x: FloatArray, eps: float) -> tuple[FloatArray, FloatArray]:

@@ -17,21 +17,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .api import EngineError, SampledSequence, SampleResult
-from .batching import check_tokens
-from .choosing import Choice, choose, uniform_stream
-from .decoder import Decoder, KeyValueCache, Prefill
-from .primitives import log_partition
+from fwasync.local.engine.api import EngineError, SampledSequence, SampleResult
+from fwasync.local.engine.batching import check_tokens
+from fwasync.local.engine.choosing import Choice, choose, uniform_stream
+from fwasync.local.engine.decoder import Decoder, KeyValueCache, Prefill
+from fwasync.local.engine.primitives import log_partition
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy.typing as npt
 
-    from .api import BaseModel, SampleRequest
-    from .architecture import Architecture, FloatArray, Weights
+    from fwasync.local.engine.api import BaseModel, SampleRequest
+    from fwasync.local.engine.architecture import Architecture, FloatArray, Weights
 
-__all__ = ["NumpySampler"]
+__all__ = ("NumpySampler",)
 
 _SLOTS = 64
 _MAX_TEMPERATURE = 1e6

@@ -18,12 +18,12 @@ from safetensors import SafetensorError
 # The stubs of safetensors leave the parameter of PathLike open.
 from safetensors.numpy import load_file, save_file  # pyright: ignore[reportUnknownVariableType]
 
-from .api import EngineError, Lora, SnapshotInfo
+from fwasync.local.engine.api import EngineError, Lora, SnapshotInfo
 
 if TYPE_CHECKING:
-    from .architecture import FloatArray, Layout
+    from fwasync.local.engine.architecture import FloatArray, Layout
 
-__all__ = ["read_flat", "read_info", "write_flat", "write_info", "write_json"]
+__all__ = ("read_flat", "read_info", "write_flat", "write_info", "write_json")
 
 _FORMAT = 1
 _META = "meta.json"

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from .api import EngineError, LossResult, Normalization, SnapshotInfo
-from .batching import MicroBatch, PreparedExample, micro_batches, prepare
-from .losses import resolve_loss
-from .optimizer import AdamState, check_adam, clip_to_norm
-from .parameters import DEFAULT_ALPHA, FullParameters, LoraParameters, Parameters, check_lora
-from .storage import read_flat, read_info, write_flat, write_info, write_json
-from .transformer import Transformer
+from fwasync.local.engine.api import EngineError, LossResult, Normalization, SnapshotInfo
+from fwasync.local.engine.batching import MicroBatch, PreparedExample, micro_batches, prepare
+from fwasync.local.engine.losses import resolve_loss
+from fwasync.local.engine.optimizer import AdamState, check_adam, clip_to_norm
+from fwasync.local.engine.parameters import DEFAULT_ALPHA, FullParameters, LoraParameters, Parameters, check_lora
+from fwasync.local.engine.storage import read_flat, read_info, write_flat, write_info, write_json
+from fwasync.local.engine.transformer import Transformer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from .api import Adam, BaseModel, Example, Float32Array, Lora
-    from .architecture import Architecture, FloatArray
-    from .losses import Loss
+    from fwasync.local.engine.api import Adam, BaseModel, Example, Float32Array, Lora
+    from fwasync.local.engine.architecture import Architecture, FloatArray
+    from fwasync.local.engine.losses import Loss
 
-__all__ = ["NumpyTrainer"]
+__all__ = ("NumpyTrainer",)
 
 _WEIGHTS = "weights.safetensors"
 _FIRST_MOMENT = "first_moment.safetensors"

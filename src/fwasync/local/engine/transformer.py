@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .primitives import (
+from fwasync.local.engine.primitives import (
     log_partition,
     normalize,
     normalize_backward,
@@ -35,10 +35,10 @@ from .primitives import (
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from .api import IntArray
-    from .architecture import Architecture, FloatArray, LayerWeights, Weights
+    from fwasync.local.engine.api import IntArray
+    from fwasync.local.engine.architecture import Architecture, FloatArray, LayerWeights, Weights
 
-__all__ = ["HeadTape", "LayerTape", "Tape", "Transformer"]
+__all__ = ("HeadTape", "LayerTape", "Tape", "Transformer")
 
 
 @dataclass(frozen=True, slots=True)
