@@ -189,6 +189,28 @@ def test_connection_lost_on_every_way(verb: str, wire: Wire, takes: str) -> None
 
 
 @wires
+async def test_a_custom_loss_timed_out_at_every_step(wire: Wire, takes: str) -> None:
+    async def hit(n: int) -> bool:
+        trainer = FakeTrainer(takes=takes)
+        async with connected(trainer, wire) as client:
+            future = CUSTOM(client)
+            other = asyncio.ensure_future(future.result())  # who waits patiently, and keeps it going
+            await steps(n)
+            struck = False
+            try:
+                await future.result(timeout=0)
+            except errors.OperationTimeoutError:
+                struck = True
+            await other
+            await follow(client)
+            assert await settle(future) is True
+        assert trainer.applied == as_sent(["forward", "forward_backward", *FOLLOWING], wire)
+        return struck
+
+    assert await sweep(hit) >= 5
+
+
+@wires
 async def test_a_custom_loss_loses_the_connection_on_every_way(wire: Wire, takes: str) -> None:
     async def hit(n: int) -> bool:
         trainer = FakeTrainer(takes=takes)

@@ -56,6 +56,7 @@ class FakeTrainer(httpx.AsyncBaseTransport):
     applied: list[str] = field(default_factory=list)
     results: dict[str, Any] = field(default_factory=dict)
     reject: set[str] = field(default_factory=set)
+    taken: set[str] = field(default_factory=set)
     reject_next: list[str] = field(default_factory=list)
     script: dict[str, list[Callable[[], Any]]] = field(default_factory=lambda: defaultdict(list))
     gates: dict[str, anyio.Event] = field(default_factory=dict)
@@ -158,7 +159,9 @@ class FakeTrainer(httpx.AsyncBaseTransport):
             known, request_id = self._numbers[number]
             if known != digest:
                 return answer(409, {"detail": f"seq_id {number} was used by another request"})
-            return self._refused(path) if request_id is None else answer(200, {"request_id": request_id})
+            if request_id is None:  # it was refused, and is again, in the same words
+                return self._taken(body) if body.get("path") in self.taken else self._refused(path)
+            return answer(200, {"request_id": request_id})
         if path in self.reject_next:
             self.reject_next.remove(path)
             rejected = True
@@ -166,6 +169,11 @@ class FakeTrainer(httpx.AsyncBaseTransport):
             rejected = path in self.reject
         if rejected and not self.counts_rejected:
             return self._refused(path)
+        if path == "save_weights" and body["path"] in self.taken:
+            if self.counts_rejected:
+                self._numbers[number] = (digest, None)
+                self._expected += 1
+            return self._taken(body)
         request_id = f"req-{number}"
         self._numbers[number] = (digest, None if rejected else request_id)
         self.early[number] = None if rejected else (path, body)
@@ -176,6 +184,9 @@ class FakeTrainer(httpx.AsyncBaseTransport):
                 self.results[f"req-{self._expected}"] = self._result(*operation)
             self._expected += 1
         return self._refused(path) if rejected else answer(200, {"request_id": request_id})
+
+    def _taken(self, body: dict[str, Any]) -> httpx.Response:
+        return answer(409, {"detail": f"there is a {body['path']} already"})
 
     def _refused(self, path: str) -> httpx.Response:
         return answer(400, {"detail": f"{path} is not to its liking"})

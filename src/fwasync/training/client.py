@@ -184,8 +184,8 @@ class AsyncTrainingClient:
     def optim_step(
         self,
         adam_params: AdamParams,
-        *,
         grad_accumulation_normalization: GradAccNormalization | str | None = None,
+        *,
         timeout: float | None = _TIMEOUT_S,
     ) -> APIFuture[OptimStepResponse]:
         """Apply the accumulated gradient with AdamW, and clear it.

@@ -43,7 +43,8 @@ class APIFuture(Generic[T]):
         """Wait for the result.
 
         Args:
-            timeout: Seconds this wait may take; `None` is without a limit. Unset is the verb's own `timeout`.
+            timeout: Seconds this wait may take; `None` is without a limit. Unset is the verb's own `timeout`. A result
+                that is here is returned whatever the time.
 
         Raises:
             OperationTimeoutError: The time is up. The operation is untouched by that and can be awaited
@@ -106,4 +107,4 @@ class APIFuture(Generic[T]):
 
     def __repr__(self) -> str:
         request = "" if self.request_id is None else f" request_id={self.request_id}"
-        return f"<APIFuture {self._operation.verb} {self._operation.state}{request}>"
+        return f"<APIFuture {self._operation.verb} {self._operation.state} took_effect={self.took_effect}{request}>"

@@ -6,7 +6,8 @@ queued leaves no hole. Numbers start at 1 and go up by one with each acknowledge
 **Rejected numbers.** A definite refusal of a request leaves open whether the service counted its number. The
 next request is sent with that same number: a service that did not count it takes it, one that did says that
 the number belongs to another request (409), and then the following number is right. Neither case can leave a
-hole or apply anything twice. Where a request was neither refused nor acknowledged, or a refusal came in the
+hole or apply anything twice. A 409 that may be about a name which is taken, and not about the number, refuses
+that request only. Where a request was neither refused nor acknowledged, or a refusal came in the
 middle of an operation, no rule is safe, and the lane is broken: all that is queued, and all that comes, fails
 with `SequenceBrokenError`.
 """
@@ -39,6 +40,7 @@ __all__ = ("Lane",)
 # What a service says of a model it does not know, perhaps because its session is over.
 _GONE = (404, 410)
 _PARTS_AT_A_TIME = 8
+_NAMING = ("save_weights", "save_weights_for_sampler")
 
 
 class Lane:
@@ -226,8 +228,8 @@ class Lane:
         _ = self._session.session_id  # raises if the session is lost
         try:
             return await http.call("POST", path, body(self._next_number), content_type=content_type)
-        except ConflictError:
-            if not self._number_in_doubt:
+        except ConflictError as error:
+            if not self._number_in_doubt or not _is_about_the_number(path, error):
                 raise
         self._next_number += 1
         self._number_in_doubt = False
@@ -258,3 +260,8 @@ class Lane:
             f"{what}: the order of operations of model {self.model_id} is in doubt: {self._broken}. Leave this client, "
             "create a new one, and load the last checkpoint."
         )
+
+
+def _is_about_the_number(path: str, error: ConflictError) -> bool:
+    """Whether a conflict means that the number was used. Where a name is given, it may be the name instead."""
+    return path not in _NAMING or "seq" in str(error).lower()

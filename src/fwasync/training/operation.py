@@ -154,6 +154,14 @@ class Operation(Generic[T]):
         **Cancellation:** if the operation was still queued and nobody else waits for it, it is withdrawn.
         Otherwise only this wait ends.
         """
+        if not self.decided:
+            await self._decide()
+        self._on_observed(self)
+        if self._error is not None:
+            raise self._error.with_traceback(None)
+        return self._value  # pyright: ignore[reportReturnType]  # T may be None itself; it is set when done
+
+    async def _decide(self) -> None:
         self._waiters += 1
         try:
             await self._decided.wait()
@@ -165,10 +173,6 @@ class Operation(Generic[T]):
             raise
         finally:
             self._waiters -= 1
-        self._on_observed(self)
-        if self._error is not None:
-            raise self._error.with_traceback(None)
-        return self._value  # pyright: ignore[reportReturnType]  # T may be None itself; it is set when done
 
     async def _settle(self) -> None:
         if self.state != "admitted" or self._collect is None:

@@ -167,6 +167,20 @@ async def test_a_rejected_request_hurts_only_itself(trainer: FakeTrainer, counts
     assert trainer.applied == ["forward_backward", "optim_step", "forward_backward"]
 
 
+@pytest.mark.parametrize("counts_rejected", [True, False])
+async def test_a_name_that_is_taken_is_not_taken_for_a_number(trainer: FakeTrainer, counts_rejected: bool) -> None:
+    trainer.counts_rejected = counts_rejected
+    trainer.taken = {"s"}
+    async with connected(trainer) as client:
+        for _ in range(3):
+            with pytest.raises(errors.ConflictError, match="there is a s already"):
+                await client.save_state("s")
+        await client.optim_step(types.AdamParams())
+        await client.save_state("t")
+    assert trainer.applied == ["optim_step", "save_weights"]
+    assert not trainer.early
+
+
 @virtual_time
 async def test_an_unanswered_submit_breaks_the_sequence_with_a_way_out() -> None:
     trainer = FakeTrainer()

@@ -150,13 +150,13 @@ async def test_statistics_and_repr_count() -> None:
         counts = client.statistics()
         assert (counts.submitted, counts.queued, counts.admitting, counts.unawaited) == (2, 1, 1, 2)
         assert "1 queued, 1 being sent, 2 not awaited" in repr(client)
-        assert repr(second) == "<APIFuture optim_step queued>"
+        assert repr(second) == "<APIFuture optim_step queued took_effect=None>"
         gate.set()
         await first
         await second
         counts = client.statistics()
         assert (counts.queued, counts.admitting, counts.unawaited, counts.last_number) == (0, 0, 0, 2)
-        assert repr(first) == "<APIFuture forward_backward done request_id=req-1>"
+        assert repr(first) == "<APIFuture forward_backward done took_effect=True request_id=req-1>"
 
 
 async def test_load_adapter() -> None:
