@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import msgspec
 
 from fwasync._wire import messages
@@ -38,6 +40,8 @@ def fault_text(body: bytes, *, secret: str) -> str:
             (part for part in (fault.detail, fault.error, fault.message) if part not in (None, "", [], {})),
             None,
         )
+        if isinstance(said, dict):  # Google's way: {"error": {"code": 5, "message": "…"}}
+            said = cast("dict[str, object]", said).get("message", said)
         text = said if isinstance(said, str) else "" if said is None else msgspec.json.encode(said).decode()
     except msgspec.MsgspecError:
         text = body.decode("utf-8", errors="replace")

@@ -80,6 +80,7 @@ def test_each_status_has_its_error(status: int, kind: type[errors.ServiceError])
         (b'{"detail": "no such model"}', "no such model"),
         (b'{"error": {"code": 3}}', '{"code":3}'),
         (b'{"message": "slow down"}', "slow down"),
+        (b'{"error": {"code": 5, "message": "no such job"}}', "no such job"),
         (b'{"detail": [{"loc": ["x"]}]}', '[{"loc":["x"]}]'),
         (b"plain\n  text", "plain text"),
         (b"<HTML><body>", "an HTML page"),
