@@ -36,12 +36,10 @@ def fault_text(body: bytes, *, secret: str) -> str:
     """What an error body says, cut to a readable length, with the API key masked should it be echoed."""
     try:
         fault = messages.decode(body, messages.ServiceFault)
-        said = next(
-            (part for part in (fault.detail, fault.error, fault.message) if part not in (None, "", [], {})),
-            None,
-        )
+        parts: tuple[object, ...] = (fault.detail, fault.error, fault.message)
+        said = next((part for part in parts if part not in (None, "", [], {})), None)
         if isinstance(said, dict):  # Google's way: {"error": {"code": 5, "message": "…"}}
-            said = cast("dict[str, object]", said).get("message", said)
+            said = cast("dict[str, object]", said).get("message", cast("object", said))
         text = said if isinstance(said, str) else "" if said is None else msgspec.json.encode(said).decode()
     except msgspec.MsgspecError:
         text = body.decode("utf-8", errors="replace")
