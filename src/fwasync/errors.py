@@ -20,6 +20,13 @@ FwasyncError                          what happened · cause · what to do; neve
 │  ├─ RateLimitError                  429
 │  ├─ ServiceUnavailableError         5xx
 │  └─ ProtocolError                   an answer that is not the trainer API's
+├─ ProvisioningError                  a trainer job or deployment did not come up or go; has `resource`
+│  ├─ TrainerJobFailedError           the job is in a state that it does not leave by itself
+│  ├─ DeploymentFailedError           the deployment is in such a state
+│  └─ ProvisioningTimeoutError (TimeoutError)   not within the time it had
+├─ WeightSyncError                    new weights did not get to the deployment; has `snapshot`, `deployment`
+│  ├─ HotLoadFailedError              the deployment cannot load the snapshot, or says that it failed
+│  └─ HotLoadTimeoutError (TimeoutError)   not loaded by every replica within the time it had
 └─ OperationError                     an operation was accepted or queued and did not succeed
    ├─ OperationFailedError            the service ran it and it failed; has `category`
    ├─ OperationTimeoutError (TimeoutError)   our deadline; carries the future, which stays good
@@ -50,7 +57,10 @@ __all__ = (
     "ConflictError",
     "DatasetError",
     "DatumError",
+    "DeploymentFailedError",
     "FwasyncError",
+    "HotLoadFailedError",
+    "HotLoadTimeoutError",
     "NotFoundError",
     "OperationError",
     "OperationFailedError",
@@ -58,6 +68,8 @@ __all__ = (
     "OperationWithdrawnError",
     "PermissionDeniedError",
     "ProtocolError",
+    "ProvisioningError",
+    "ProvisioningTimeoutError",
     "RateLimitError",
     "ResultLostError",
     "RetryBudgetExhaustedError",
@@ -67,8 +79,10 @@ __all__ = (
     "ServiceUnavailableError",
     "ServiceUnreachableError",
     "SessionLostError",
+    "TrainerJobFailedError",
     "TransportError",
     "UsageError",
+    "WeightSyncError",
 )
 
 
@@ -164,6 +178,54 @@ class ServiceUnavailableError(ServiceError):
 
 class ProtocolError(ServiceError):
     """The answer is not one of the trainer API: is the URL that of a trainer service?"""
+
+
+class ProvisioningError(FwasyncError):
+    """A trainer job or deployment did not come up, or could not be removed.
+
+    Attributes:
+        resource: The full name of the trainer job or deployment, or what is known of it.
+        state: The state that it was last seen in, in the service's words.
+    """
+
+    def __init__(self, message: str, *, resource: str = "", state: str = "") -> None:
+        super().__init__(message)
+        self.resource = resource
+        self.state = state
+
+
+class TrainerJobFailedError(ProvisioningError):
+    """The trainer job failed, was cancelled, paused or deleted: waiting longer would not help."""
+
+
+class DeploymentFailedError(ProvisioningError):
+    """The deployment failed or is being deleted: waiting longer would not help."""
+
+
+class ProvisioningTimeoutError(ProvisioningError, TimeoutError):
+    """The trainer job or deployment was not ready, or not removed, within the time it had."""
+
+
+class WeightSyncError(FwasyncError):
+    """New weights did not get to the deployment. The next sync sends all weights, not a delta.
+
+    Attributes:
+        snapshot: The snapshot that was to be loaded; empty while none was.
+        deployment: The deployment's id.
+    """
+
+    def __init__(self, message: str, *, snapshot: str = "", deployment: str = "") -> None:
+        super().__init__(message)
+        self.snapshot = snapshot
+        self.deployment = deployment
+
+
+class HotLoadFailedError(WeightSyncError):
+    """The deployment cannot load this snapshot, or tried and failed; replicas may differ in what they serve."""
+
+
+class HotLoadTimeoutError(WeightSyncError, TimeoutError):
+    """Not every replica was ready with the snapshot within the time it had; it may still get there."""
 
 
 class OperationError(FwasyncError):

@@ -10,8 +10,9 @@ from __future__ import annotations
 import random
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
@@ -25,7 +26,7 @@ from fwasync._http.transport import Transport, default_transport
 from fwasync._version import __version__
 from fwasync.errors import RetryBudgetExhaustedError, ServiceUnreachableError, TransportError, UsageError
 
-__all__ = ("Answer", "Body", "Http", "Unanswered", "service_url")
+__all__ = ("Answer", "Body", "Http", "Streamed", "Unanswered", "service_url")
 
 Body = Sequence[bytes]
 """A request's body in pieces. It is kept whole until the request is answered, so that it can be sent
@@ -45,6 +46,18 @@ class Answer:
     body: bytes
     content_type: str
     retry_after_s: float | None
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """A successful answer whose body is read piece by piece.
+
+    `pieces` raises `Unanswered` if the connection breaks, or a piece does not come in time.
+    """
+
+    headers: Mapping[str, str]
+    pieces: AsyncIterator[bytes]
 
 
 class Unanswered(TransportError):
@@ -80,12 +93,22 @@ class Http:
         api_key: Sent as `X-API-Key`; never shown.
         retry: How long requests that get no answer, or none that is final, are repeated.
         transport: Another httpx transport.
+        prefix: What stands between the URL and each path; `""` reaches all of an origin.
+        bearer: Send the key as `Authorization: Bearer` too.
     """
 
     def __init__(
-        self, base_url: str, api_key: str, *, retry: RetryPolicy | None = None, transport: Transport | None = None
+        self,
+        base_url: str,
+        api_key: str,
+        *,
+        retry: RetryPolicy | None = None,
+        transport: Transport | None = None,
+        prefix: str = "/api/v1",
+        bearer: bool = False,
     ) -> None:
         self.base_url = service_url(base_url)
+        self._root = self.base_url + prefix
         self.retry = retry or RetryPolicy()
         self._secret = api_key
         self._client = httpx.AsyncClient(
@@ -95,7 +118,8 @@ class Http:
                 "User-Agent": f"fwasync/{__version__}",
                 "X-API-Key": api_key,
                 "X-Tinker-Sampling-Backpressure": "1",
-            },
+            }
+            | ({"Authorization": f"Bearer {api_key}"} if bearer else {}),
         )
 
     def __repr__(self) -> str:
@@ -123,17 +147,19 @@ class Http:
         content_type: str = _JSON,
         accept: str = _JSON,
         idempotency_key: str | None = None,
+        headers: Mapping[str, str] | None = None,
         timeout: float = _ATTEMPT_TIMEOUT_S,
     ) -> Answer:
         """Send a request once.
 
         Args:
             method: HTTP method.
-            path: Below `/api/v1`, without a leading slash.
+            path: Below the prefix, without a leading slash.
             body: Pieces of the body.
             content_type: What the body is.
             accept: What the answer may be.
             idempotency_key: The same for all attempts at one thing.
+            headers: More of them, for services that route by headers.
             timeout: Seconds from the start to the last byte of the answer; a large body has more, as a slow line
                 needs it.
 
@@ -145,18 +171,62 @@ class Http:
 
         **Cancellation:** the connection is closed; whether the service acted is unknown.
         """
-        size = sum(map(len, body))
-        request = self._client.build_request(
-            method,
-            f"{self.base_url}/api/v1/{path}",
-            content=b"".join(body) if size <= _WRITE_SIZE else _written(body),
-            headers={"Accept": accept, "Content-Type": content_type} | ({"Content-Length": str(size)} if body else {}),
-        )
+        request = self._request(method, path, body, {"Accept": accept, "Content-Type": content_type}, headers)
         if idempotency_key is not None:
             request.headers["X-Idempotency-Key"] = idempotency_key
+        with self._answered_within(timeout + sum(map(len, body)) / _SLOWEST_UPLOAD):
+            response = await self._client.send(request)
+        return _answer(response, response.content)
+
+    @asynccontextmanager
+    async def stream(
+        self, method: str, path: str, body: Body, *, accept: str, headers: Mapping[str, str], timeout: float
+    ) -> AsyncGenerator[Answer | Streamed]:
+        """Send a request once, and read the answer as it comes: `Streamed` if it is a success, else whole.
+
+        `timeout` is for the headers, and again for each piece of the body; the rest is as for `attempt`. When the block
+        is left, the request is closed, whether its answer was read or not.
+        """
+        request = self._request(method, path, body, {"Accept": accept, "Content-Type": _JSON}, headers)
+        with self._answered_within(timeout):
+            response = await self._client.send(request, stream=True)
         try:
-            with anyio.fail_after(timeout + size / _SLOWEST_UPLOAD):
-                response = await self._client.send(request)
+            if response.is_success:
+                yield Streamed(response.headers, self._pieces(response, timeout))
+            else:
+                with self._answered_within(timeout):
+                    content = await response.aread()
+                yield _answer(response, content)
+        finally:
+            with anyio.CancelScope(shield=True):  # closing a socket takes no waiting, and must happen
+                await response.aclose()
+
+    async def _pieces(self, response: httpx.Response, timeout: float) -> AsyncGenerator[bytes]:
+        pieces = response.aiter_bytes()
+        while True:
+            try:
+                with self._answered_within(timeout):
+                    piece = await anext(pieces)
+            except StopAsyncIteration:
+                return
+            yield piece
+
+    def _request(
+        self, method: str, path: str, body: Body, first: dict[str, str], more: Mapping[str, str] | None
+    ) -> httpx.Request:
+        size = sum(map(len, body))
+        return self._client.build_request(
+            method,
+            f"{self._root}/{path}",
+            content=b"".join(body) if size <= _WRITE_SIZE else _written(body),
+            headers=first | ({"Content-Length": str(size)} if body else {}) | dict(more or {}),
+        )
+
+    @contextmanager
+    def _answered_within(self, timeout: float) -> Generator[None]:
+        try:
+            with anyio.fail_after(timeout):
+                yield
         except TimeoutError:
             raise Unanswered(f"no answer within {timeout:g} s", connected=True) from None
         except httpx.HTTPError as error:
@@ -165,12 +235,6 @@ class Http:
             raise Unanswered(self._safe(error), connected=not refused) from error
         except OSError as error:  # what a socket says before aiohttp wraps it
             raise Unanswered(self._safe(error), connected=True) from error
-        return Answer(
-            response.status_code,
-            response.content,
-            response.headers.get("content-type", ""),
-            retry_after(response.headers, now=time.time()),
-        )
 
     async def call(
         self,
@@ -180,6 +244,7 @@ class Http:
         *,
         content_type: str = _JSON,
         retry: RetryPolicy | None = None,
+        headers: Mapping[str, str] | None = None,
         timeout: float = _ATTEMPT_TIMEOUT_S,
     ) -> bytes:
         """Send a request until it is answered for good: the body of a success, or an error.
@@ -204,7 +269,13 @@ class Http:
             failure: Answer | Unanswered
             try:
                 failure = await self.attempt(
-                    method, path, body, content_type=content_type, idempotency_key=key, timeout=timeout
+                    method,
+                    path,
+                    body,
+                    content_type=content_type,
+                    idempotency_key=key,
+                    headers=headers,
+                    timeout=timeout,
                 )
             except Unanswered as error:
                 failure, wanted = error, None
@@ -222,16 +293,17 @@ class Http:
                 retry_after_s=wanted,
             )
             if delay is None:
-                raise self._given_up(failure, path, attempt, anyio.current_time() - started, reached=reached)
+                raise self.given_up(failure, path, attempt, anyio.current_time() - started, reached=reached)
             await anyio.sleep(delay)
 
     def refusal(self, answer: Answer, path: str) -> Exception:
         """The typed error for an answer that is not a success."""
         return refusal(answer.status, self.error_text(answer), what=path, url=self.base_url)
 
-    def _given_up(
+    def given_up(
         self, failure: Answer | Unanswered, path: str, attempts: int, elapsed_s: float, *, reached: bool
     ) -> Exception:
+        """The typed error for a request that was tried in vain; `reached` if any attempt got to the service."""
         tried = f"after {attempts} attempts in {elapsed_s:.1f} s"
         if isinstance(failure, Answer):
             error = self.refusal(failure, path)
@@ -247,6 +319,16 @@ class Http:
     def _safe(self, error: Exception) -> str:
         text = str(error) or type(error).__name__
         return text.replace(self._secret, "***") if self._secret else text
+
+
+def _answer(response: httpx.Response, content: bytes) -> Answer:
+    return Answer(
+        response.status_code,
+        content,
+        response.headers.get("content-type", ""),
+        retry_after(response.headers, now=time.time()),
+        response.headers,
+    )
 
 
 async def _written(body: Body) -> AsyncIterator[bytes]:

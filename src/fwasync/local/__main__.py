@@ -27,6 +27,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Parse the command line and serve until told to stop."""
     for variable in _THREAD_COUNTS:
         os.environ[variable] = "1"
+    from fwasync.local.control.plane import Timing
     from fwasync.local.engine import NumpyEngine
     from fwasync.local.engine.losses import LOSSES
     from fwasync.local.serve import ProcessOptions, run_process
@@ -41,6 +42,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     parser.add_argument("--faults", action="store_true", help="serve the admin API that scripts faults")
     parser.add_argument("--long-poll-s", type=float, default=defaults.long_poll_s, metavar="S")
     parser.add_argument("--session-timeout-s", type=float, default=defaults.session_timeout_s, metavar="S")
+    timing = defaults.timing
+    parser.add_argument("--startup-s", type=float, default=timing.startup_s, metavar="S", help="of jobs, deployments")
+    parser.add_argument("--hot-load-s", type=float, default=timing.hot_load_s, metavar="S", help="of each replica")
     given = parser.parse_args(arguments)
     run_process(
         ProcessOptions(
@@ -49,7 +53,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             port=given.port,
             exit_with_parent=given.exit_with_parent,
             faults=given.faults,
-            service=ServiceOptions(given.long_poll_s, given.session_timeout_s),
+            service=ServiceOptions(
+                given.long_poll_s, given.session_timeout_s, Timing(given.startup_s, given.hot_load_s)
+            ),
         ),
         NumpyEngine,
         LOSSES,

@@ -109,7 +109,7 @@ class _Api:
 
     async def create_session(self, request: Request) -> Response:
         message = await read_message(request, CreateSessionRequest)
-        session_id = self._service.sessions.create(message.user_metadata, message.display_name)
+        session_id = self._service.begin_session(message.user_metadata, message.display_name)
         return json_response(SessionCreated(session_id=session_id))
 
     async def session_heartbeat(self, request: Request) -> Response:
@@ -128,6 +128,7 @@ class _Api:
 
     async def create_model(self, request: Request) -> Response:
         message = await read_message(request, CreateModelRequest)
+        message.base_model = self._service.base_model(message.base_model) or ""
         request_id, model_id = self._service.training.create(message, await request.body())
         return json_response(Submitted(request_id=request_id, model_id=model_id))
 
@@ -149,6 +150,7 @@ class _Api:
             return await self.operation(request)  # which refuses it, and counts its number
         if message.model_id is not None or message.session_id is None:
             return await self.operation(request)
+        message.base_model = self._service.base_model(message.base_model)
         request_id, model_id = await self._service.training.create_from_checkpoint(message, body)
         return json_response(Submitted(request_id=request_id, model_id=model_id))
 
@@ -159,6 +161,7 @@ class _Api:
 
     async def create_sampling_session(self, request: Request) -> Response:
         message = await read_message(request, CreateSamplingSessionRequest)
+        message.base_model = self._service.base_model(message.base_model)
         sampling_id = await self._service.samplers.create(message)
         return json_response(SamplingSessionCreated(sampling_session_id=sampling_id))
 
@@ -204,10 +207,10 @@ def _unknown_future(request_id: str) -> str:
     return f"{request_id!r} is not here: its result is no longer kept, the service was restarted, or it never had it"
 
 
-async def _refused(_request: Request, error: Exception) -> Response:
+async def _refused(request: Request, error: Exception) -> Response:
     if not isinstance(error, Refused):
         raise error
-    return refusal_response(error.refusal.status, error.refusal.detail)
+    return refusal_response(error.refusal.status, error.refusal.detail, request.url.path)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
@@ -215,8 +218,8 @@ async def _http_error(request: Request, error: Exception) -> Response:
         raise error
     if error.status_code == 404:
         detail = f"this is the fwasync local trainer service; it has nothing at {request.url.path}"
-        return refusal_response(404, detail)
-    return refusal_response(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
+        return refusal_response(404, detail, request.url.path)
+    return refusal_response(error.status_code, f"{request.method} {request.url.path}: {error.detail}", request.url.path)
 
 
 def build_app(

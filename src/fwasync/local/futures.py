@@ -57,9 +57,17 @@ class FutureStore:
         self._bytes = 0
         self._closed = False
 
-    def open(self, request_id: str, why: Callable[[], str]) -> None:
+    def open(self, request_id: str, why: Callable[[], str]) -> Slot:
         """Begin a future. `why` tells, whenever it is asked, what the operation waits for."""
-        self._slots[request_id] = Slot(why)
+        slot = self._slots[request_id] = Slot(why)
+        return slot
+
+    def forget(self, request_id: str) -> None:
+        """Drop a future that nobody will ask for again."""
+        slot = self._slots.pop(request_id, None)
+        if slot is not None and slot.result is not None:
+            self._resolved.remove(request_id)
+            self._bytes -= len(slot.result.body)
 
     def get(self, request_id: str) -> Slot | None:
         """The future, or `None` if it was never there or is no longer kept."""

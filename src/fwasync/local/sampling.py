@@ -28,7 +28,7 @@ from fwasync._wire.messages import (
 from fwasync._wire.runs import SamplerInfo
 from fwasync._wire.tensors import ModelInputMessage, model_input_tokens
 from fwasync.local.engine.api import Engine, SampleRequest
-from fwasync.local.futures import FutureStore
+from fwasync.local.futures import FutureStore, Slot
 from fwasync.local.operations import digest_of
 from fwasync.local.refusal import Refusal, Refused
 from fwasync.local.results import Result, failed
@@ -188,10 +188,15 @@ class SamplingDesk:
             seen[number] = (digest, request_id, request.num_samples)
             if len(seen) > _REMEMBERED:
                 seen.popitem(last=False)
-        self._futures.open(request_id, lambda: "sampling")
-        self._running.add(request_id)
-        self._thread.submit(weights, request)
+        self.begin(weights, request)
         return request_id, request.num_samples
+
+    def begin(self, weights: Weights, request: SampleRequest) -> Slot:
+        """Hand a request to the sampling thread; returns the future of its key."""
+        slot = self._futures.open(request.key, lambda: "sampling")
+        self._running.add(request.key)
+        self._thread.submit(weights, request)
+        return slot
 
     def cancel(self, request_id: str) -> bool:
         """Stop a sample. Returns whether the request is one, finished or not."""

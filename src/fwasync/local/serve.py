@@ -24,14 +24,17 @@ import threading
 from collections.abc import Callable, Collection, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 import anyio
 import uvicorn
 from starlette.middleware import Middleware
-from starlette.types import ASGIApp
+from starlette.routing import Route
 
+from fwasync._wire.completions import PATH
 from fwasync.local.app import build_app
+from fwasync.local.control.gateway import Gateway
+from fwasync.local.control.routes import control_routes
 from fwasync.local.data_dir import DataDirError, api_key_of, claim
 from fwasync.local.engine.api import Engine
 from fwasync.local.service import ServiceOptions, TrainerService
@@ -156,7 +159,13 @@ async def _serve(
     ready: str,
 ) -> None:
     service = TrainerService(engine, losses, root, options.service)
-    app, protocol = _with_faults(service, api_key) if options.faults else (build_app(service, api_key), "httptools")
+    control = service.control
+    routes = [*control_routes(control), Route(PATH, service.completions.complete, methods=["POST"])]
+    layers = [Middleware(Gateway, jobs=control.jobs)]
+    protocol = "httptools"
+    if options.faults:
+        protocol = _add_faults(service, routes, layers)
+    app = build_app(service, api_key, routes, layers)
     config = uvicorn.Config(
         app,
         http=protocol,
@@ -188,13 +197,17 @@ async def _serve(
         tasks.cancel_scope.cancel()
 
 
-def _with_faults(service: TrainerService, api_key: str) -> tuple[ASGIApp, type[asyncio.Protocol]]:
+def _add_faults(
+    service: TrainerService, routes: list[Route], layers: list[Middleware]
+) -> Literal["httptools"] | type[asyncio.Protocol]:
     from fwasync.local.fault_desk import FaultDesk
     from fwasync.local.fault_layer import CuttableProtocol, FaultLayer
 
     desk = FaultDesk(service)
     service.training.alter = desk.alter
-    return build_app(service, api_key, desk.routes(), [Middleware(FaultLayer, desk=desk)]), CuttableProtocol
+    routes += desk.routes()
+    layers.append(Middleware(FaultLayer, desk=desk))
+    return CuttableProtocol
 
 
 def _watch_for_the_end(stop: anyio.Event, *, with_parent: bool) -> None:

@@ -7,10 +7,11 @@ Invariants
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -22,11 +23,14 @@ from fwasync._wire.messages import (
     SupportedModel,
 )
 from fwasync.local.catalogue import Catalogue, LiveRun
+from fwasync.local.control.completions import CompletionDesk
+from fwasync.local.control.names import engine_name
+from fwasync.local.control.plane import ControlPlane, Timing
 from fwasync.local.engine.api import Engine
 from fwasync.local.futures import FutureStore
 from fwasync.local.operations import Operations
 from fwasync.local.sampling import SamplingDesk
-from fwasync.local.sessions import Sessions
+from fwasync.local.sessions import OWNER, Sessions
 from fwasync.local.training import TrainingDesk
 from fwasync.local.weights import WeightStore
 
@@ -40,10 +44,12 @@ class ServiceOptions:
     Attributes:
         long_poll_s: How long `retrieve_future` waits for a result.
         session_timeout_s: After this long without a sign of life a session is ended.
+        timing: How long trainer jobs, deployments and hot-loads take.
     """
 
     long_poll_s: float = 20.0
     session_timeout_s: float = 600.0
+    timing: Timing = field(default_factory=Timing)
 
 
 class TrainerService:
@@ -61,6 +67,29 @@ class TrainerService:
         self.training = TrainingDesk(
             engine, Operations(self._store, losses), self.futures, self.sessions, self.samplers
         )
+        self.control = ControlPlane(root, engine, self._store, options.timing, self.end_session)
+        self.completions = CompletionDesk(self.control.deployments, self.control.hot_load, self.samplers, self.futures)
+
+    def begin_session(self, user_metadata: Mapping[str, Any] | None, display_name: str | None) -> str:
+        """Begin a session, of the trainer job through whose gateway it is asked for; returns its id."""
+        session_id, job_id = self.sessions.create(user_metadata, display_name), OWNER.get()
+        if job_id is not None:
+            self.control.jobs.bind(job_id, session_id)
+        return session_id
+
+    def base_model(self, name: str | None) -> str | None:
+        """The engine's name of a base model, which may be given as the control plane calls it.
+
+        Raises:
+            Refused: The trainer job through whose gateway it is asked for trains another one.
+        """
+        job_id = OWNER.get()
+        if name is None:
+            return None
+        name = engine_name(name)
+        if job_id is not None:
+            self.control.jobs.check_base_model(job_id, name)
+        return name
 
     def capabilities(self) -> Capabilities:
         """The base models."""
@@ -82,7 +111,9 @@ class TrainerService:
         Raises:
             Refused: It is not here.
         """
-        origin = self.training.model(model_id).origin
+        model = self.training.model(model_id)
+        self.sessions.find(model.target.session_id)
+        origin = model.origin
         name = origin.base_model.name
         return ModelInfo(
             model_id=model_id,
@@ -122,5 +153,11 @@ class TrainerService:
                 self.end_session(session_id, why)
 
     async def checkpoint_names(self) -> list[str]:
-        """The names of all resumable checkpoints, oldest first."""
-        return await anyio.to_thread.run_sync(self._store.checkpoint_names)
+        """The names of all resumable checkpoints, oldest first; through a trainer job's gateway, of its own."""
+        job_id = OWNER.get()
+        if job_id is None:
+            return await anyio.to_thread.run_sync(self._store.checkpoint_names)
+        sessions = set(self.control.jobs.record(job_id).sessions)
+        saved = await anyio.to_thread.run_sync(self._store.saved)
+        own = [entry.path for entry in reversed(saved) if entry.path.model_id.partition(":")[0] in sessions]
+        return list(dict.fromkeys(path.name for path in own if path.kind == "weights"))

@@ -3,18 +3,23 @@
 Invariants
     * Used on the event loop's thread only.
     * A session that ended is never known again; its number is random and not used twice.
+    * A session is known where it was made: through the gateway of one trainer job, or without any.
 """
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 from fwasync.local.refusal import Refused
 
-__all__ = ("Session", "Sessions")
+__all__ = ("OWNER", "Session", "Sessions")
+
+OWNER: ContextVar[str | None] = ContextVar("OWNER", default=None)
+"""The trainer job through whose gateway the request in hand came; `None`: it came directly."""
 
 
 @dataclass(slots=True)
@@ -24,6 +29,7 @@ class Session:
     last_sign: float
     user_metadata: Mapping[str, Any] | None = None
     display_name: str | None = None
+    owner: str | None = None
 
 
 class Sessions:
@@ -40,7 +46,7 @@ class Sessions:
     def create(self, user_metadata: Mapping[str, Any] | None = None, display_name: str | None = None) -> str:
         """Begin a session; returns its id."""
         session_id = f"local-{secrets.token_hex(8)}"
-        self._open[session_id] = Session(self._clock(), user_metadata, display_name)
+        self._open[session_id] = Session(self._clock(), user_metadata, display_name, OWNER.get())
         return session_id
 
     def ids(self) -> list[str]:
@@ -51,10 +57,10 @@ class Sessions:
         """A session that is open.
 
         Raises:
-            Refused: It is not known; with the given HTTP status.
+            Refused: It is not known, or was made elsewhere than where this request came; with the given HTTP status.
         """
         session = self._open.get(session_id)
-        if session is None:
+        if session is None or session.owner != OWNER.get():
             raise Refused(
                 status,
                 f"session {session_id!r} is not here: it has ended, the service was restarted, or it never had "

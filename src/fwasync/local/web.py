@@ -2,7 +2,7 @@
 
 Invariants
     * Every answer is JSON, but for large results that the client wants as protobuf; a refusal is
-      `{"detail": text}`.
+      `{"detail": text}`, and in the control plane `{"error": {"message": text}, ...}`.
     * A fault of ours is answered with a number; its traceback goes to the log only.
 """
 
@@ -43,6 +43,9 @@ _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+# Where clients read refusals in the way of the control plane.
+_CONTROL = ("/v1/", "/training/", "/hot_load/", "/inference/")
+
 
 def json_response(message: wire.Message | bytes, status: int = 200) -> Response:
     """An answer; `bytes` are JSON already."""
@@ -50,9 +53,13 @@ def json_response(message: wire.Message | bytes, status: int = 200) -> Response:
     return Response(body, status, media_type="application/json")
 
 
-def refusal_response(status: int, detail: str) -> Response:
-    """An answer that says no."""
-    response = json_response(wire.ServiceFault(detail=detail), status)
+def refusal_response(status: int, detail: str, path: str = "") -> Response:
+    """An answer that says no, in the words of what the path belongs to."""
+    if path.startswith(_CONTROL):
+        fault = wire.ServiceFault(error={"code": status, "message": detail}, message=detail)
+    else:
+        fault = wire.ServiceFault(detail=detail)
+    response = json_response(fault, status)
     if status == 409:
         # Clients of this API repeat a 409 for minutes unless they are told not to.
         response.headers["x-should-retry"] = "false"
@@ -147,7 +154,7 @@ class Gatekeeper:
             return
         if scope["path"] not in self._open_paths and not self._knows(Headers(scope=scope)):
             detail = "the API key is missing or wrong: send it as X-API-Key"
-            await refusal_response(401, detail)(scope, receive, send)
+            await refusal_response(401, detail, scope["path"])(scope, receive, send)
             return
         started = False
 
@@ -165,7 +172,7 @@ class Gatekeeper:
             _log.exception("%s %s failed (%s)", scope["method"], scope["path"], number)
             if not started:
                 detail = f"internal error {number} of the service; its log tells more"
-                await refusal_response(500, detail)(scope, receive, send)
+                await refusal_response(500, detail, scope["path"])(scope, receive, send)
 
     def _knows(self, headers: Headers) -> bool:
         given = headers.get("x-api-key")

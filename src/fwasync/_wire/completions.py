@@ -1,0 +1,164 @@
+"""Completions of token ids, `POST /inference/v1/completions`: messages and server-sent events, for both directions.
+
+A request with fields that are not known is refused. An answer is one JSON object, or the same in pieces as events, the
+last of which is `[DONE]`. Pure: no I/O.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from fwasync._wire.messages import Message
+
+__all__ = (
+    "DONE",
+    "EVENT_STREAM",
+    "PATH",
+    "Completion",
+    "CompletionChoice",
+    "CompletionRequest",
+    "EventDecoder",
+    "Logprobs",
+    "RawOutput",
+    "TokenRow",
+    "Usage",
+    "encode_event",
+)
+
+PATH = "/inference/v1/completions"
+EVENT_STREAM = "text/event-stream"
+DONE = b"[DONE]"
+
+
+class CompletionRequest(Message, forbid_unknown_fields=True):
+    """Continue a prompt of token ids (or of text). `top_k=0` and `top_p=1` truncate nothing.
+
+    `logprobs` is the structured form; its older form, a number, is not spoken. `echo` puts the prompt in front of the
+    completion, `echo_last` its last tokens.
+    """
+
+    model: str
+    prompt: list[int] | str
+    n: int | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    stream: bool | None = None
+    echo: bool | None = None
+    echo_last: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    raw_output: bool | None = None
+    return_token_ids: bool | None = None
+    perf_metrics_in_response: bool | None = None
+    include_routing_matrix: bool | None = None
+    prompt_cache_key: str | None = None
+    user: str | None = None
+
+
+class TokenRow(Message):
+    """One token of an answer. `logprob` is the model's own, `sampling_logprob` that of the distribution drawn from."""
+
+    token: str | None = None
+    bytes: list[int] | None = None
+    logprob: float | None = None
+    sampling_logprob: float | None = None
+    text_offset: int | None = None
+    token_id: int | None = None
+    routing_matrix: str | None = None
+
+
+class Logprobs(Message):
+    """The rows of a choice, as many as it has tokens. Older servers name other fields, which are left out here."""
+
+    content: list[TokenRow] | None = None
+
+
+class RawOutput(Message):
+    """The token ids behind a choice; those of an echo are part of the completion's."""
+
+    prompt_token_ids: list[int] | None = None
+    prompt_fragments: list[Any] | None = None
+    completion: str | None = None
+    completion_token_ids: list[int] | None = None
+
+
+class CompletionChoice(Message):
+    """One completion, or a piece of one. `finish_reason` is `stop`, `length` or `error`."""
+
+    index: int = msgspec.field(default=0)
+    text: str | None = None
+    finish_reason: str | None = None
+    logprobs: Logprobs | None = None
+    raw_output: RawOutput | None = None
+    prompt_token_ids: list[int] | None = None
+    token_ids: list[int] | None = None
+
+
+class Usage(Message):
+    """How many tokens it took."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    total_tokens: int | None = None
+
+
+class Completion(Message):
+    """An answer, or one event of it. `perf_metrics` are seconds and counts, as text."""
+
+    id: str | None = None
+    object: str | None = None
+    created: int | None = None
+    model: str | None = None
+    choices: list[CompletionChoice] | None = None
+    usage: Usage | None = None
+    perf_metrics: dict[str, str | int | float] | None = None
+
+
+def encode_event(data: bytes) -> bytes:
+    """One event with one line of data."""
+    return b"data: " + data + b"\n\n"
+
+
+class EventDecoder:
+    r"""Takes a stream of events apart, however it is cut into pieces.
+
+    Lines end with `\n`, `\r\n` or `\r`; a blank line ends an event; lines of data are joined with `\n`, after one
+    leading space is taken off; comments and other fields are ignored. An event that no blank line has ended is none.
+    """
+
+    def __init__(self) -> None:
+        self._rest = bytearray()
+        self._data: list[bytes] = []
+        self._after_cr = False
+
+    def feed(self, piece: bytes) -> list[bytes]:
+        """The data of the events that this piece completes."""
+        if self._after_cr and piece:
+            # The second half of a line end that was cut in two.
+            piece = piece.removeprefix(b"\n")
+            self._after_cr = False
+        self._after_cr = self._after_cr or piece.endswith(b"\r")
+        events: list[bytes] = []
+        *lines, rest = piece.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+        for line in lines:
+            self._rest += line
+            self._line(bytes(self._rest), events)
+            self._rest.clear()
+        self._rest += rest
+        return events
+
+    def _line(self, line: bytes, events: list[bytes]) -> None:
+        if not line:
+            if self._data:
+                events.append(b"\n".join(self._data))
+                self._data.clear()
+            return
+        name, _, value = line.partition(b":")
+        if name == b"data":
+            self._data.append(value.removeprefix(b" "))

@@ -1,0 +1,73 @@
+"""What the state of a trainer job or deployment means to one who waits for it. Pure.
+
+A state that is not known is waited on: a newer service may have more of them, and the wait is bounded anyway.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ("RESUMABLE", "Verdict", "judge_deployment", "judge_job", "short_state")
+
+RESUMABLE = frozenset({"FAILED", "CANCELLED", "PAUSED", "COMPLETED"})
+"""States of a job that `:resume` leads out of."""
+
+_GONE = frozenset({"DELETED", "ARCHIVED"})
+_ENDED = RESUMABLE | {"CANCELLING", "EARLY_STOPPED", "EXPIRED", "DELETING", "DELETING_CLEANING_UP"}
+_QUEUED = frozenset({"PENDING", "RE_QUEUEING"})
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What to do next.
+
+    Attributes:
+        action: `"wait"` and look again; `"check"` whether it answers; it is `"ready"`; or it has `"failed"`.
+        queued: It waits for machines, which counts against another deadline.
+        reason: Why it has failed, and what to do.
+    """
+
+    action: Literal["wait", "check", "ready", "failed"]
+    queued: bool = False
+    reason: str = ""
+
+
+def short_state(state: str | None) -> str:
+    """`JOB_STATE_RUNNING` → `RUNNING`; a missing one is `UNSPECIFIED`."""
+    return (state or "UNSPECIFIED").removeprefix("JOB_STATE_").removeprefix("STATE_")
+
+
+def judge_job(state: str | None, *, settling: bool = False) -> Verdict:
+    """What the state of a trainer job means.
+
+    Args:
+        state: As the service says it.
+        settling: It was resumed a moment ago: a state that it is about to leave may still be seen.
+    """
+    short = short_state(state)
+    if short == "RUNNING":
+        return Verdict("check")
+    if short in _GONE:
+        return Verdict("failed", reason="it is gone for good: create another")
+    if short in _ENDED and not settling:
+        way_out = (
+            "resume it (`reconnect`), or create another" if short in RESUMABLE else "create another, under another id"
+        )
+        return Verdict("failed", reason=f"it does not leave that state by itself: {way_out}")
+    return Verdict("wait", queued=short in _QUEUED)
+
+
+def judge_deployment(state: str | None) -> Verdict:
+    """What the state of a deployment means.
+
+    While it is `CREATING` it may serve already: the state of a hot-load deployment can lag behind for long.
+    """
+    short = short_state(state)
+    if short == "READY":
+        return Verdict("ready")
+    if short == "CREATING":
+        return Verdict("check")
+    if short in ("FAILED", "DELETING", "DELETED"):
+        return Verdict("failed", reason="it does not leave that state by itself: delete it, or choose another id")
+    return Verdict("wait")

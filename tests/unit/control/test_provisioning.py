@@ -1,0 +1,144 @@
+"""`provision`: all come up together, and nothing is left of them, whatever happens."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+
+from fwasync import errors
+from fwasync.config import DeployConfig, InfraConfig
+from fwasync.control.client import AsyncFireworksClient
+from fwasync.control.deployments import AsyncDeploymentManager
+from fwasync.control.provisioning import Provisioned, provision
+from fwasync.control.trainer_jobs import AsyncTrainerJobManager
+from fwasync.testing import virtual_time
+from unit.control.fake_plane import MODEL, Answer, FakePlane
+
+SHAPE = "accounts/fireworks/trainingShapes/ts"
+INFRA = InfraConfig(training_shape_id=SHAPE, ref_training_shape_id=f"{SHAPE}-forward", trainer_timeout_s=60)
+
+
+def everything(client: AsyncFireworksClient, **kw: Any) -> AbstractAsyncContextManager[Provisioned]:
+    settings: dict[str, Any] = {"infra": INFRA, "deploy": DeployConfig(), "base_model": MODEL, "lora_rank": 8, **kw}
+    return provision(AsyncTrainerJobManager(client), AsyncDeploymentManager(client), **settings)
+
+
+@asynccontextmanager
+async def nothing_left(plane: FakePlane) -> AsyncGenerator[AsyncFireworksClient]:
+    before, tasks = plane.alive, asyncio.all_tasks()
+    async with plane.client() as client:
+        yield client
+    assert asyncio.all_tasks() == tasks
+    plane.arrive()
+    assert plane.alive == before
+
+
+@virtual_time
+async def test_all_come_up_together() -> None:
+    plane = FakePlane(latency=0.1)
+    async with nothing_left(plane) as client:
+        async with everything(client) as up:
+            assert up.reference is not None
+            assert up.deployment is not None
+            assert plane.alive == {up.policy.job_id, up.reference.job_id, up.deployment.deployment_id}
+            assert anyio.current_time() < 6
+    bodies = [json.loads(r.content) for r in plane.seen if r.method == "POST" and "/accounts/" in r.url.path]
+    assert [body["hotLoadTrainerJob"] for body in bodies if "hotLoadTrainerJob" in body] == [up.policy.job_name]
+    assert sorted(body.get("forwardOnly", False) for body in bodies if "serviceMode" in body) == [False, True]
+
+
+@virtual_time
+async def test_what_is_not_configured_is_not_brought_up() -> None:
+    plane = FakePlane()
+    async with nothing_left(plane) as client:
+        async with everything(client, infra=InfraConfig(), deploy=None) as up:
+            assert (up.reference, up.deployment) == (None, None)
+            assert plane.alive == {up.policy.job_id}
+
+
+@virtual_time
+async def test_a_deployment_of_before_is_attached_and_left_in_place() -> None:
+    plane = FakePlane()
+    plane.deployments["mine"] = ["READY"]
+    async with nothing_left(plane) as client:
+        async with everything(client, deploy=DeployConfig(deployment_id="mine")) as up:
+            patches = [request for request in plane.seen if request.method == "PATCH"]
+            assert [json.loads(request.content) for request in patches] == [{"hotLoadTrainerJob": up.policy.job_name}]
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_cancelled_at_every_instant(native: bool) -> None:
+    async def hit(at: float) -> bool:
+        plane = FakePlane(latency=0.1)
+        async with nothing_left(plane) as client:
+            scope = anyio.CancelScope()
+
+            async def use() -> None:
+                with scope:
+                    async with everything(client):
+                        await anyio.sleep(0.5)
+
+            task = asyncio.ensure_future(use())
+            await anyio.sleep(at)
+            struck = not task.done()
+            task.cancel() if native else scope.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        return struck
+
+    @virtual_time
+    async def run() -> None:
+        n = 0
+        while await hit(n * 0.049):
+            n += 1
+        assert n > 40
+
+    run()
+
+
+@pytest.mark.parametrize("fails", ["deployments", "rlorTrainerJobs"])
+def test_the_first_failure_ends_the_others_at_once(fails: str) -> None:
+    @virtual_time
+    async def run() -> None:
+        plane = FakePlane(looks=10_000)
+
+        def rule(request: httpx.Request) -> Answer | None:
+            forward = request.method == "POST" and b"forwardOnly" in request.content
+            deployment = request.method == "POST" and request.url.path.endswith("/deployments")
+            refused = deployment if fails == "deployments" else forward
+            return (400, {"message": "no shape"}) if refused else None
+
+        plane.rules.append(rule)
+        async with nothing_left(plane) as client:
+            with pytest.raises(errors.BadRequestError, match="no shape"):
+                async with everything(client):
+                    raise AssertionError
+        assert anyio.current_time() < 2
+
+    run()
+
+
+@virtual_time
+async def test_left_by_an_exception() -> None:
+    plane = FakePlane()
+    async with nothing_left(plane) as client:
+        with pytest.raises(ZeroDivisionError):
+            async with everything(client):
+                _ = 1 / 0
+
+
+@virtual_time
+async def test_what_could_not_be_removed_is_told() -> None:
+    plane = FakePlane()
+    plane.rules.append(lambda request: (403, {"message": "locked"}) if request.method == "DELETE" else None)
+    async with plane.client() as client:
+        with pytest.raises(errors.ProvisioningError, match=r"was not removed: .*locked"):
+            async with everything(client):
+                pass
