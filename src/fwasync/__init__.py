@@ -14,10 +14,27 @@ if TYPE_CHECKING:
     from fwasync import errors as errors
     from fwasync import types as types
     from fwasync._http.retry import RetryPolicy as RetryPolicy
+    from fwasync.config import ConcurrencyConfig as ConcurrencyConfig
+    from fwasync.config import DeployConfig as DeployConfig
+    from fwasync.config import DeploymentConfig as DeploymentConfig
+    from fwasync.config import InfraConfig as InfraConfig
+    from fwasync.config import TrainerJobConfig as TrainerJobConfig
+    from fwasync.config import WandBConfig as WandBConfig
+    from fwasync.config import WeightSyncConfig as WeightSyncConfig
+    from fwasync.control.client import AsyncFireworksClient as AsyncFireworksClient
+    from fwasync.control.deployments import AsyncDeploymentManager as AsyncDeploymentManager
+    from fwasync.control.provisioning import provision as provision
+    from fwasync.control.resources import TrainerServiceEndpoint as TrainerServiceEndpoint
+    from fwasync.control.trainer_jobs import AsyncTrainerJobManager as AsyncTrainerJobManager
     from fwasync.errors import FwasyncError as FwasyncError
     from fwasync.errors import OperationTimeoutError as OperationTimeoutError
     from fwasync.sampling.client import AsyncSamplingClient as AsyncSamplingClient
     from fwasync.service import AsyncServiceClient as AsyncServiceClient
+    from fwasync.sync.client import ReconnectableClient as ReconnectableClient
+    from fwasync.sync.future import SyncFuture as SyncFuture
+    from fwasync.sync.sampling import SamplingClient as SamplingClient
+    from fwasync.sync.service import ServiceClient as ServiceClient
+    from fwasync.sync.training import TrainingClient as TrainingClient
     from fwasync.training.client import AsyncTrainingClient as AsyncTrainingClient
     from fwasync.training.client import resolve_checkpoint_path as resolve_checkpoint_path
     from fwasync.training.future import APIFuture as APIFuture
@@ -25,28 +42,62 @@ if TYPE_CHECKING:
 
 __all__ = (
     "APIFuture",
+    "AsyncDeploymentManager",
+    "AsyncFireworksClient",
     "AsyncSamplingClient",
     "AsyncServiceClient",
+    "AsyncTrainerJobManager",
     "AsyncTrainingClient",
+    "ConcurrencyConfig",
+    "DeployConfig",
+    "DeploymentConfig",
     "FwasyncError",
     "GradAccNormalization",
+    "InfraConfig",
     "OperationTimeoutError",
+    "ReconnectableClient",
     "RetryPolicy",
+    "SamplingClient",
+    "ServiceClient",
+    "SyncFuture",
+    "TrainerJobConfig",
+    "TrainerServiceEndpoint",
+    "TrainingClient",
+    "WandBConfig",
+    "WeightSyncConfig",
     "__version__",
     "errors",
+    "provision",
     "resolve_checkpoint_path",
     "types",
 )
 
 _HOMES = {
     "APIFuture": "fwasync.training.future",
+    "AsyncDeploymentManager": "fwasync.control.deployments",
+    "AsyncFireworksClient": "fwasync.control.client",
     "AsyncSamplingClient": "fwasync.sampling.client",
     "AsyncServiceClient": "fwasync.service",
+    "AsyncTrainerJobManager": "fwasync.control.trainer_jobs",
     "AsyncTrainingClient": "fwasync.training.client",
+    "ConcurrencyConfig": "fwasync.config",
+    "DeployConfig": "fwasync.config",
+    "DeploymentConfig": "fwasync.config",
     "FwasyncError": "fwasync.errors",
     "GradAccNormalization": "fwasync.training.normalization",
+    "InfraConfig": "fwasync.config",
     "OperationTimeoutError": "fwasync.errors",
+    "ReconnectableClient": "fwasync.sync.client",
     "RetryPolicy": "fwasync._http.retry",
+    "SamplingClient": "fwasync.sync.sampling",
+    "ServiceClient": "fwasync.sync.service",
+    "SyncFuture": "fwasync.sync.future",
+    "TrainerJobConfig": "fwasync.config",
+    "TrainerServiceEndpoint": "fwasync.control.resources",
+    "TrainingClient": "fwasync.sync.training",
+    "WandBConfig": "fwasync.config",
+    "WeightSyncConfig": "fwasync.config",
+    "provision": "fwasync.control.provisioning",
     "resolve_checkpoint_path": "fwasync.training.client",
 }
 

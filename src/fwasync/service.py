@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
-from urllib.parse import urlsplit
 
+from fwasync._http.credentials import find_key, find_url
 from fwasync._http.reading import read
 from fwasync._http.retry import RetryPolicy
 from fwasync._http.session import Session, Wire
@@ -21,10 +21,6 @@ if TYPE_CHECKING:
     from tinker.types import GetServerCapabilitiesResponse
 
 __all__ = ("AsyncServiceClient",)
-
-# A vendor's key goes to that vendor's hosts only.
-_KEYS_BY_HOST = {"fireworks.ai": "FIREWORKS_API_KEY", "thinkingmachines.dev": "TINKER_API_KEY"}
-_OWN_KEY = "FWASYNC_API_KEY"
 
 
 class AsyncServiceClient:
@@ -63,13 +59,13 @@ class AsyncServiceClient:
         retry: RetryPolicy | None = None,
         transport: Transport | None = None,
     ) -> None:
-        url = base_url or os.environ.get("FWASYNC_BASE_URL") or os.environ.get("TINKER_BASE_URL")
+        url = find_url(base_url, os.environ, "TINKER_BASE_URL")
         if not url:
             raise UsageError(
                 "no base_url: pass the trainer service's URL, or set FWASYNC_BASE_URL. "
                 "`fwasync serve` starts one on this machine and prints its URL."
             )
-        self._session = Session(url, _api_key(url, api_key), wire=wire, retry=retry, transport=transport)
+        self._session = Session(url, find_key(url, api_key, os.environ), wire=wire, retry=retry, transport=transport)
 
     def __repr__(self) -> str:
         return f"<AsyncServiceClient {self.base_url}>"
@@ -166,15 +162,3 @@ class AsyncServiceClient:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         await self._session.__aexit__(exc_type, exc, tb)
-
-
-def _api_key(url: str, api_key: str | None) -> str:
-    host = urlsplit(url).hostname or ""
-    vendor = next((key for domain, key in _KEYS_BY_HOST.items() if f".{host}".endswith(f".{domain}")), None)
-    names = [_OWN_KEY, vendor] if vendor else [_OWN_KEY]
-    key = api_key or next((os.environ[name] for name in names if os.environ.get(name)), None)
-    if not key:
-        raise UsageError(f"no API key for {url}: pass api_key, or set {' or '.join(names)}")
-    if not key.isascii() or any(character.isspace() for character in key):
-        raise UsageError("the API key contains a space, a line break or a character that no key has; was it cut?")
-    return key

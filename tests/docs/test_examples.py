@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
 import anyio.to_thread
 import pytest
 
-from fwasync import AsyncServiceClient, AsyncTrainingClient, types
+from fwasync import AsyncServiceClient, AsyncTrainingClient, ServiceClient, types
 from fwasync.local import launch
 from fwasync.testing import blocking_local_service, local_service
 
@@ -59,11 +61,42 @@ async def training() -> AsyncIterator[tuple[AsyncServiceClient, AsyncTrainingCli
             yield service, client
 
 
-async def drive_pipelined(example: Callable[..., Awaitable[None]]) -> None:
+async def drive_pipelined(example: Callable[..., Any]) -> None:
+    if not inspect.iscoroutinefunction(example):
+        await anyio.to_thread.run_sync(_drive_blocking, example)
+        return
     async with training() as (_, client):
         before = (await client.forward([DATUM])).metrics["loss:sum"]
         await example(client, [[DATUM]] * 4, types.AdamParams(learning_rate=3e-3))
         assert (await client.forward([DATUM])).metrics["loss:sum"] < before
+
+
+def _drive_blocking(example: Callable[..., list[float]]) -> None:
+    with blocking_local_service() as local, ServiceClient(local.base_url, local.api_key) as service:
+        with service.create_training_client("fwasync/qwen3-tiny", lora_rank=0) as client:
+            losses = example(client, [[DATUM]] * 4, types.AdamParams(learning_rate=3e-3))
+    assert losses[-1] < losses[0]
+
+
+async def drive_train(example: Callable[..., list[float]]) -> None:
+    async with launch() as local:
+        adam = types.AdamParams(learning_rate=3e-2)
+        losses = await anyio.to_thread.run_sync(example, local.base_url, local.api_key, [[DATUM]] * 6, adam)
+    assert losses[-1] < losses[0]
+
+
+async def drive_recipe(example: Callable[..., dict[str, float]]) -> None:
+    def loss(data: list[types.Datum], logprobs: list[Any]) -> tuple[Any, dict[str, float]]:
+        return -logprobs[0].sum(), {"mine:sum": 1.0}
+
+    async with launch() as local:
+        endpoint = SimpleNamespace(base_url=local.base_url, job_id="job", job_name="job")
+        manager = SimpleNamespace(wait_for_existing=lambda job_id: endpoint)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("FIREWORKS_API_KEY", local.api_key)
+            arguments = (manager, "job", "fwasync/qwen3-tiny", [DATUM], loss, types.AdamParams())
+            metrics = await anyio.to_thread.run_sync(example, *arguments)
+    assert metrics["mine:sum"] == 1.0
 
 
 async def drive_preference_loss(example: Callable[..., Any]) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -364,9 +365,11 @@ def test_ctrl_c_ends_a_program_soon(local: ScriptedService, block: str) -> None:
     process = start(local, f"{block}\n    print('waiting', flush=True)\n    client.forward_backward(BATCH)\n")
     assert process.stdout is not None
     assert process.stdout.readline() == "waiting\n"
+    while not local.effects():  # the operation is at the service: now it is really waited for
+        time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, complaints = finish(process)
-    assert process.returncode == -signal.SIGINT
+    assert process.returncode == -signal.SIGINT, complaints
     assert complaints.splitlines()[-1] == "KeyboardInterrupt"
     assert complaints.count("Traceback") == 1
 

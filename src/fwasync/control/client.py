@@ -8,10 +8,10 @@ from types import TracebackType
 from typing import Self
 
 from fwasync._http.client import Http
+from fwasync._http.credentials import find_key, find_url
 from fwasync._http.retry import RetryPolicy
 from fwasync._http.transport import Transport
 from fwasync._wire.control import ControlCheckpointList, Model, ModelList, TrainerJob
-from fwasync.control.credentials import find_base_url, find_key
 from fwasync.control.names import check_id, path_of
 from fwasync.control.plane import Plane
 from fwasync.control.promotion import promote
@@ -20,6 +20,8 @@ from fwasync.control.shapes import resolve_deployment_shape, resolve_training_sh
 from fwasync.errors import UsageError
 
 __all__ = ("AsyncFireworksClient",)
+
+_FIREWORKS = "https://api.fireworks.ai"
 
 _PROMOTION_S = 7200.0
 
@@ -55,7 +57,7 @@ class AsyncFireworksClient:
         retry: RetryPolicy | None = None,
         transport: Transport | None = None,
     ) -> None:
-        url = find_base_url(base_url, os.environ)
+        url = find_url(base_url, os.environ, "FIREWORKS_BASE_URL") or _FIREWORKS
         key = find_key(url, api_key, os.environ)
         self.plane = Plane(Http(url, key, retry=retry, transport=transport, prefix="", bearer=True))
 

@@ -105,8 +105,8 @@ class SubmittingTrainingClient:
     def optim_step(
         self,
         adam_params: AdamParams,
-        *,
         grad_accumulation_normalization: GradAccNormalization | str | None = None,
+        *,
         timeout: float | None = _TIMEOUT_S,
     ) -> SyncFuture[OptimStepResponse]:
         """See `AsyncTrainingClient.optim_step`."""
@@ -218,8 +218,8 @@ class TrainingClient(Twin[AsyncTrainingClient]):
     def optim_step(
         self,
         adam_params: AdamParams,
-        *,
         grad_accumulation_normalization: GradAccNormalization | str | None = None,
+        *,
         timeout: float | None = _TIMEOUT_S,
     ) -> OptimStepResponse:
         """See `AsyncTrainingClient.optim_step`."""
