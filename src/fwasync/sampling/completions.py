@@ -1,0 +1,227 @@
+"""Completions of token ids: what is asked, and an answer read into aligned arrays. Pure.
+
+Invariants
+    * Every per-token list of an answer has a row for each token id that came back, or the answer is refused.
+    * Of an echo, the prompt's ids are checked and taken off; the row of the very first token of a prompt, which nothing
+      predicts, is dropped. With the whole prompt echoed, logprobs are aligned with `full_tokens[1:]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fwasync._http.checks import require_finite
+from fwasync._wire.completions import Completion, CompletionChoice, CompletionRequest, Logprobs, TokenRow
+from fwasync.errors import ProtocolError, UsageError
+
+__all__ = (
+    "CompletionOptions",
+    "SampledCompletion",
+    "completion_request",
+    "merge",
+    "only_choice",
+    "read_completion",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionOptions:
+    """What a completion may be asked for; each is a keyword argument of the sampler's methods.
+
+    Attributes:
+        max_tokens: The most tokens of a completion.
+        temperature: Of the sampling; 1 is the model's own distribution.
+        top_p: Keep the likeliest tokens up to this mass; 1 keeps all.
+        top_k: Keep so many of the likeliest tokens; 0 keeps all.
+        stop: Strings, or token ids, that end a completion.
+        seed: For the same completion each time; the i-th of a group has `seed + i`.
+        logprobs: Return the logprob of each token, in nats.
+        echo: Return the logprobs of the prompt too.
+        echo_last: Return those of so many of the prompt's last tokens.
+        include_routing_matrix: Return which experts each token was routed to, where the model has any.
+        prompt_cache_key: Requests with the same key go where the prompt may be cached.
+        max_seq_len: No prompt of so many tokens is sent, and no completion beyond it is kept.
+        http_timeout: Seconds that one attempt may take, once it is sent; of a stream, each piece of it.
+    """
+
+    max_tokens: int = 1024
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    stop: str | Sequence[str | int] | None = None
+    seed: int | None = None
+    logprobs: bool = False
+    echo: bool = False
+    echo_last: int | None = None
+    include_routing_matrix: bool = False
+    prompt_cache_key: str | None = None
+    max_seq_len: int | None = None
+    http_timeout: float = 600.0
+
+    def __post_init__(self) -> None:
+        require_finite("sampling", {"temperature": self.temperature, "top_p": self.top_p})
+        for name, value, least in (("max_tokens", self.max_tokens, 0), ("echo_last", self.echo_last or 0, 0)):
+            if value < least:
+                raise UsageError(f"sampling: {name} is {value}; it must be at least {least}")
+        if self.temperature < 0:
+            raise UsageError(f"sampling: temperature is {self.temperature}; it must not be negative")
+        if not self.http_timeout > 0:
+            raise UsageError(f"sampling: http_timeout is {self.http_timeout}; it must be positive")
+
+    @property
+    def full_distribution(self) -> bool:
+        """Whether tokens are drawn from the model's own distribution."""
+        return self.temperature == 1.0 and self.top_p == 1.0 and self.top_k == 0
+
+    def echoed(self, prompt_len: int) -> int:
+        """How many of a prompt's last tokens come back with the completion."""
+        return prompt_len if self.echo else min(self.echo_last or 0, prompt_len)
+
+
+@dataclass(frozen=True, slots=True)
+class SampledCompletion:
+    """A completion with the prompt that it continues.
+
+    Attributes:
+        text: The completion's text; of an echo, with the prompt's in front.
+        full_tokens: Token ids of prompt and completion.
+        prompt_len: How many of them are the prompt's.
+        finish_reason: `"stop"`, `"length"` or `"error"`.
+        completion_len: How many of them are the completion's.
+        inference_logprobs: The model's own logprobs in nats, if asked for and told for every token: of the completion,
+            with `echoed_prompt_logprob_count` of the prompt's last tokens in front.
+        logprobs_echoed: Whether they cover the whole prompt but its first token: they are as long as `full_tokens[1:]`.
+        sampling_logprobs: Logprobs under the distribution that was sampled from, in the same places.
+        echoed_prompt_logprob_count: How many of the logprobs are the prompt's.
+        routing_matrices: For each of the same places the experts in base64, `""` where untold; `None` if nowhere.
+    """
+
+    text: str
+    full_tokens: list[int]
+    prompt_len: int
+    finish_reason: str = "unknown"
+    completion_len: int = 0
+    inference_logprobs: list[float] | None = None
+    logprobs_echoed: bool = False
+    sampling_logprobs: list[float | None] | None = None
+    echoed_prompt_logprob_count: int = 0
+    routing_matrices: list[str] | None = None
+
+    @property
+    def completion_tokens(self) -> list[int]:
+        """Token ids of the completion."""
+        return self.full_tokens[self.prompt_len :]
+
+    @property
+    def truncated(self) -> bool:
+        """Whether it was ended by `max_tokens`."""
+        return self.finish_reason == "length"
+
+
+def completion_request(
+    model: str, prompt: list[int], options: CompletionOptions, *, stop: list[str] | None, number: int, stream: bool
+) -> CompletionRequest:
+    """The message of one completion.
+
+    Args:
+        model: Full name of the deployment or model.
+        prompt: Its token ids.
+        options: What is asked for.
+        stop: The strings that end it.
+        number: Which of its group, from 0.
+        stream: Whether it comes in pieces.
+    """
+    return CompletionRequest(
+        model=model,
+        prompt=prompt,
+        n=1,
+        max_tokens=options.max_tokens,
+        temperature=options.temperature,
+        # Told even where they truncate nothing: unset, the model's own configuration may truncate.
+        top_p=options.top_p,
+        top_k=options.top_k,
+        stop=stop,
+        seed=None if options.seed is None else options.seed + number,
+        stream=stream,
+        echo=options.echo or None,
+        echo_last=options.echo_last or None,
+        logprobs=options.logprobs or None,
+        raw_output=True,
+        perf_metrics_in_response=True,
+        include_routing_matrix=options.include_routing_matrix or None,
+        prompt_cache_key=options.prompt_cache_key,
+    )
+
+
+def merge(pieces: Sequence[CompletionChoice]) -> CompletionChoice:
+    """The choice whose pieces these are."""
+    whole = CompletionChoice(text="".join(piece.text or "" for piece in pieces))
+    rows: list[TokenRow] = []
+    for piece in pieces:
+        rows += (piece.logprobs and piece.logprobs.content) or []
+        whole.finish_reason = piece.finish_reason or whole.finish_reason
+        whole.raw_output = piece.raw_output or whole.raw_output
+        whole.token_ids = piece.token_ids or whole.token_ids
+    whole.logprobs = Logprobs(content=rows) if rows else None
+    return whole
+
+
+def read_completion(choice: CompletionChoice, prompt: Sequence[int], options: CompletionOptions) -> SampledCompletion:
+    """A choice as a completion, checked and aligned.
+
+    Raises:
+        ProtocolError: It has no token ids, an echo is not the prompt's, or its lists disagree in length.
+    """
+    raw = choice.raw_output
+    ids = raw.completion_token_ids if raw is not None and raw.completion_token_ids is not None else choice.token_ids
+    if ids is None:
+        raise ProtocolError("completions: the answer has no token ids (raw_output.completion_token_ids)")
+    echoed = options.echoed(len(prompt))
+    if ids[:echoed] != list(prompt[len(prompt) - echoed :]):
+        raise ProtocolError(
+            f"completions: the answer's first {echoed} token ids must be the prompt's last ones, which were to be "
+            "echoed; the service does not echo, or another prompt was answered"
+        )
+    dropped = 1 if echoed and echoed == len(prompt) else 0
+    rows = _rows(choice, ids)[dropped:]
+    logprobs = [row.logprob for row in rows] if options.logprobs else []
+    told = [value for value in logprobs if value is not None]
+    inference = told if told and len(told) == len(logprobs) else None
+    sampling: list[float | None] | None = [row.sampling_logprob for row in rows] if logprobs else None
+    if sampling is not None and all(value is None for value in sampling):
+        sampling = list(inference) if inference is not None and options.full_distribution else None
+    matrices = [row.routing_matrix or "" for row in rows] if options.include_routing_matrix else []
+    # The service may have expanded the prompt; it then says what it read.
+    read = (raw and raw.prompt_token_ids) or choice.prompt_token_ids or list(prompt)
+    return SampledCompletion(
+        text=choice.text or "",
+        full_tokens=[*read, *ids[echoed:]],
+        prompt_len=len(read),
+        finish_reason=choice.finish_reason or "stop",
+        completion_len=len(ids) - echoed,
+        inference_logprobs=inference,
+        logprobs_echoed=inference is not None and dropped == 1,
+        sampling_logprobs=sampling,
+        echoed_prompt_logprob_count=echoed - dropped if inference is not None else 0,
+        routing_matrices=matrices if any(matrices) else None,
+    )
+
+
+def only_choice(answer: Completion) -> CompletionChoice:
+    """The one choice of an unstreamed answer.
+
+    Raises:
+        ProtocolError: There is none, or more than one.
+    """
+    choices = answer.choices or []
+    if len(choices) != 1:
+        raise ProtocolError(f"completions: the answer has {len(choices)} choices; one was asked for")
+    return choices[0]
+
+
+def _rows(choice: CompletionChoice, ids: list[int]) -> list[TokenRow]:
+    rows = (choice.logprobs and choice.logprobs.content) or []
+    if rows and len(rows) != len(ids):
+        raise ProtocolError(f"completions: the answer has {len(ids)} token ids and {len(rows)} rows of logprobs")
+    return rows

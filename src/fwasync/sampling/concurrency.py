@@ -1,0 +1,277 @@
+"""Concurrency controllers: how many requests run at a time, shared by any number of samplers and tasks on one loop.
+
+Invariants
+    * At most `window_size` slots are taken, but for those that were taken before the window shrank.
+    * Slots are given in the order of asking; nobody who asks later overtakes who waits.
+    * A waiter that is cancelled leaves no hole, even if its slot was given to it in the same moment.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import anyio
+import anyio.lowlevel
+
+from fwasync.errors import UsageError
+from fwasync.sampling.aimd import AdaptiveWindow, AimdSettings, Observation
+
+__all__ = (
+    "AdaptiveConcurrencyController",
+    "ConcurrencyController",
+    "ConcurrencyStatistics",
+    "FixedConcurrencyController",
+    "Slot",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ConcurrencyStatistics:
+    """A controller at a moment.
+
+    Attributes:
+        window: The window; a fraction where it adapts.
+        in_flight: Slots that are taken.
+        waiting: Tasks that wait for one.
+        max_in_flight: The most that were taken at a time so far.
+        requests: How many attempts have been observed so far.
+        ema_prefill_queue: Moving average of the prefill queue in seconds, where one is kept.
+    """
+
+    window: float
+    in_flight: int
+    waiting: int
+    max_in_flight: int
+    requests: int
+    ema_prefill_queue: float | None = None
+
+
+@dataclass(slots=True)
+class Slot:
+    """A place among those that run. What its request told is put into `observation` before it is left."""
+
+    observation: Observation | None = None
+
+
+@dataclass(slots=True)
+class _Waiter:
+    given: anyio.Event = field(default_factory=anyio.Event)
+
+
+class ConcurrencyController(ABC):
+    """What every controller does: give slots in order, and learn from what they were used for.
+
+    ```python
+    async with controller.slot() as slot:
+        ...  # one request
+        slot.observation = Observation(200, prefill_queue_s=0.02)
+    ```
+    """
+
+    def __init__(self) -> None:
+        self._in_flight = 0
+        self._max_in_flight = 0
+        self._requests = 0
+        self._waiters: deque[_Waiter] = deque()
+
+    @property
+    @abstractmethod
+    def window_size(self) -> int:
+        """How many slots there are."""
+
+    @abstractmethod
+    def statistics(self) -> ConcurrencyStatistics:
+        """The controller at this moment. Changes nothing."""
+
+    @abstractmethod
+    def step_completed(self) -> dict[str, float]:
+        """Close a training step: adjust the window, and return the step's figures for a log."""
+
+    @property
+    def in_flight(self) -> int:
+        """How many slots are taken."""
+        return self._in_flight
+
+    @property
+    def waiting(self) -> int:
+        """How many tasks wait for a slot."""
+        return len(self._waiters)
+
+    @asynccontextmanager
+    async def slot(self) -> AsyncGenerator[Slot]:
+        """Wait for a slot and hold it for the block.
+
+        A slot that is left without an observation, as by a cancellation, teaches nothing.
+
+        **Cancellation:** a waiter leaves the queue; a holder's slot goes to the next.
+        """
+        await self._acquire()
+        slot = Slot()
+        try:
+            yield slot
+        finally:
+            self._in_flight -= 1
+            if slot.observation is not None:
+                self._requests += 1
+                self._observe(slot.observation)
+            self._admit()
+
+    @abstractmethod
+    def _observe(self, observation: Observation) -> None: ...
+
+    async def _acquire(self) -> None:
+        await anyio.lowlevel.checkpoint_if_cancelled()
+        waiter = _Waiter()
+        self._waiters.append(waiter)
+        self._admit()
+        try:
+            await waiter.given.wait()
+        except BaseException:
+            if waiter.given.is_set():
+                self._in_flight -= 1
+                self._admit()
+            else:
+                self._waiters.remove(waiter)
+            raise
+
+    def _admit(self) -> None:
+        while self._waiters and self._in_flight < self.window_size:
+            self._in_flight += 1
+            self._waiters.popleft().given.set()
+        self._max_in_flight = max(self._max_in_flight, self._in_flight)
+
+
+class FixedConcurrencyController(ConcurrencyController):
+    """So many at a time, always.
+
+    Args:
+        max_concurrency: How many, at least 1.
+
+    Raises:
+        UsageError: It is less.
+    """
+
+    def __init__(self, max_concurrency: int) -> None:
+        if max_concurrency < 1:
+            raise UsageError(f"max_concurrency is {max_concurrency}; at least one request must be allowed")
+        super().__init__()
+        self._size = max_concurrency
+
+    def __repr__(self) -> str:
+        return f"<FixedConcurrencyController {self._in_flight} of {self._size}>"
+
+    @property
+    def window_size(self) -> int:
+        """How many slots there are."""
+        return self._size
+
+    def statistics(self) -> ConcurrencyStatistics:
+        """The controller at this moment. Changes nothing."""
+        return ConcurrencyStatistics(
+            float(self._size), self._in_flight, len(self._waiters), self._max_in_flight, self._requests
+        )
+
+    def step_completed(self) -> dict[str, float]:
+        """`window`: there is nothing to adjust."""
+        return {"window": float(self._size)}
+
+    def _observe(self, observation: Observation) -> None:
+        """Nothing is learned."""
+
+
+@dataclass(slots=True)
+class _Step:
+    requests: int = 0
+    prefill_s: float = 0.0
+    prefills: int = 0
+    statuses: int = 0
+    congested: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    windows: float = 0.0
+    max_in_flight: int = 0
+
+    def add(self, observation: Observation, *, window: float, in_flight: int) -> None:
+        self.requests += 1
+        self.windows += window
+        self.max_in_flight = max(self.max_in_flight, in_flight)
+        if observation.prefill_queue_s is not None:
+            self.prefills += 1
+            self.prefill_s += observation.prefill_queue_s
+        elif observation.congested or observation.succeeded:
+            self.statuses += 1
+            self.congested += observation.congested
+        self.prompt_tokens += observation.prompt_tokens
+        self.cached_tokens += observation.cached_prompt_tokens
+
+
+class AdaptiveConcurrencyController(ConcurrencyController):
+    """As many at a time as the deployment takes without a queue; see `aimd`.
+
+    Args:
+        settings: The constants; those of `AimdSettings` unless given.
+    """
+
+    def __init__(self, settings: AimdSettings | None = None) -> None:
+        super().__init__()
+        self._window = AdaptiveWindow(settings or AimdSettings())
+        self._step = _Step()
+
+    def __repr__(self) -> str:
+        return f"<AdaptiveConcurrencyController {self._in_flight} of {self.window_size}>"
+
+    @property
+    def window_size(self) -> int:
+        """How many slots there are now."""
+        return self._window.size
+
+    def statistics(self) -> ConcurrencyStatistics:
+        """The controller at this moment. Changes nothing."""
+        return ConcurrencyStatistics(
+            self._window.window,
+            self._in_flight,
+            len(self._waiters),
+            self._max_in_flight,
+            self._requests,
+            self._window.ema_prefill_queue,
+        )
+
+    def step_completed(self) -> dict[str, float]:
+        """Adjust the window by what is left of the step, and return the step's figures.
+
+        Returns:
+            `window` and `window_after` around this adjustment, `avg_window`, `requests`, `max_in_flight`,
+            `pending_decrease` (slots taken beyond the window), `cache_hit_rate` of prompt tokens, and of what the
+            window follows: `avg_pq` and `ema_pq` (seconds, before the adjustment), or `status_responses`,
+            `congestion_responses` and `congestion_rate`.
+        """
+        step, before, ema = self._step, self._window.window, self._window.ema_prefill_queue
+        self._window.adjust()
+        self._step = _Step()
+        self._admit()
+        figures = {
+            "window": before,
+            "window_after": self._window.window,
+            "avg_window": step.windows / step.requests if step.requests else before,
+            "requests": float(step.requests),
+            "max_in_flight": float(step.max_in_flight),
+            "pending_decrease": float(max(0, self._in_flight - self.window_size)),
+            "cache_hit_rate": step.cached_tokens / step.prompt_tokens if step.prompt_tokens else 0.0,
+        }
+        if step.statuses and not step.prefills:
+            return figures | {
+                "status_responses": float(step.statuses),
+                "congestion_responses": float(step.congested),
+                "congestion_rate": step.congested / step.statuses,
+            }
+        mean = step.prefill_s / step.prefills if step.prefills else 0.0
+        return figures | {"avg_pq": mean, "ema_pq": 0.0 if ema is None else ema}
+
+    def _observe(self, observation: Observation) -> None:
+        # The slot is free already, and was taken while this request ran.
+        self._step.add(observation, window=self._window.window, in_flight=self._in_flight + 1)
+        self._window.observe(observation, now=anyio.current_time())

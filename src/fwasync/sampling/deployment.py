@@ -1,0 +1,340 @@
+"""`AsyncDeploymentSampler`: completions of token ids from a deployment, thousands at a time.
+
+Invariants
+    * Each attempt holds a slot of the concurrency controller while it is on the wire, and never while it pauses.
+    * The completions of a group succeed together; the first failure, or a cancellation, ends the others.
+    * Whatever ends a request here closes it on the wire.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import uuid
+from collections import deque
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Any, Protocol, Self, TypedDict, Unpack
+
+import anyio
+
+from fwasync._http.client import Answer, Http, Streamed, Unanswered
+from fwasync._http.reading import read
+from fwasync._http.transport import Transport
+from fwasync._wire.completions import EVENT_STREAM, PATH, Completion, CompletionRequest
+from fwasync._wire.messages import encode
+from fwasync.errors import ClosedError, FwasyncError, UsageError
+from fwasync.sampling.attempts import AttemptPolicy, Attempts
+from fwasync.sampling.completions import (
+    CompletionOptions,
+    SampledCompletion,
+    completion_request,
+    only_choice,
+    read_completion,
+)
+from fwasync.sampling.concurrency import AdaptiveConcurrencyController, ConcurrencyController
+from fwasync.sampling.server_metrics import ServerMetrics, read_metrics
+from fwasync.sampling.stream import CompletionStream
+
+__all__ = ("AsyncDeploymentSampler", "ChatTokenizer", "SamplingOptions")
+
+_MOST_METRICS = 65_536
+_PATH = PATH.removeprefix("/")
+
+
+class ChatTokenizer(Protocol):
+    """What is needed of a tokenizer; those of `transformers` have it."""
+
+    def apply_chat_template(self, conversation: Any, **options: Any) -> Any:
+        """The token ids of a conversation."""
+        ...
+
+    def decode(self, token_ids: Any) -> Any:
+        """The text of token ids."""
+        ...
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The keyword arguments of sampling; `CompletionOptions` tells their meanings and defaults."""
+
+    max_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    stop: str | Sequence[str | int] | None
+    seed: int | None
+    logprobs: bool
+    echo: bool
+    echo_last: int | None
+    include_routing_matrix: bool
+    prompt_cache_key: str | None
+    max_seq_len: int | None
+    http_timeout: float
+
+
+class AsyncDeploymentSampler:
+    """Samples from a deployment. Use it inside `async with`; any number of tasks may sample at the same time.
+
+    ```python
+    async with AsyncDeploymentSampler(url, "accounts/acme/deployments/dep1", key) as sampler:
+        group = await sampler.sample_with_prompt_tokens(prompt, n=8, max_tokens=256, logprobs=True)
+    ```
+
+    Args:
+        inference_url: The service's origin, such as https://api.fireworks.ai.
+        model: Full name of the deployment or model.
+        api_key: Its key; it is never shown.
+        tokenizer: For messages, and for stops that are token ids.
+        concurrency: How many requests run at a time; one controller may serve several samplers. Unset: a new
+            `AdaptiveConcurrencyController`.
+        attempts: When a request is repeated.
+        additional_headers: Sent with each request.
+        transport: Another httpx transport.
+
+    Raises:
+        UsageError: The URL is none, or `model` is empty.
+    """
+
+    def __init__(
+        self,
+        inference_url: str,
+        model: str,
+        api_key: str,
+        tokenizer: ChatTokenizer | None = None,
+        concurrency: ConcurrencyController | None = None,
+        *,
+        attempts: AttemptPolicy | None = None,
+        additional_headers: Mapping[str, str] | None = None,
+        transport: Transport | None = None,
+    ) -> None:
+        if not model:
+            raise UsageError("model is empty; give the full name, such as accounts/acme/deployments/dep1")
+        self.model = model
+        self.concurrency = concurrency or AdaptiveConcurrencyController()
+        self._http = Http(inference_url, api_key, transport=transport, prefix="", bearer=True)
+        self._tokenizer = tokenizer
+        self._policy = attempts or AttemptPolicy()
+        self._headers = dict(additional_headers or {})
+        self._metrics: deque[ServerMetrics] = deque(maxlen=_MOST_METRICS)
+        self._is_open = False
+
+    def __repr__(self) -> str:
+        return f"<AsyncDeploymentSampler {self.model} at {self._http.base_url}>"
+
+    async def __aenter__(self) -> Self:
+        self._is_open = True
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self._is_open = False
+        await self._http.__aexit__(exc_type, exc, tb)
+
+    def drain_metrics(self) -> list[ServerMetrics]:
+        """The metrics of the attempts since the last call, failed ones included; at most the newest 65,536."""
+        drained = list(self._metrics)
+        self._metrics.clear()
+        return drained
+
+    async def sample_with_tokens(
+        self, messages: Sequence[Mapping[str, Any]], n: int = 1, **options: Unpack[SamplingOptions]
+    ) -> list[SampledCompletion]:
+        """Sample completions of a conversation, which the tokenizer's chat template makes a prompt of.
+
+        Raises:
+            UsageError: There is no tokenizer; else as for `sample_with_prompt_tokens`.
+
+        **Cancellation:** as for `sample_with_prompt_tokens`.
+        """
+        if self._tokenizer is None:
+            raise UsageError("sample_with_tokens needs a tokenizer: AsyncDeploymentSampler(..., tokenizer=...)")
+        prompt = self._tokenizer.apply_chat_template(
+            list(messages), tokenize=True, add_generation_prompt=True, return_dict=False
+        )
+        return await self.sample_with_prompt_tokens(prompt, n, **options)
+
+    async def sample_with_prompt_tokens(
+        self, prompt_token_ids: Sequence[int], n: int = 1, **options: Unpack[SamplingOptions]
+    ) -> list[SampledCompletion]:
+        """Sample a group of completions of a prompt, each by a request of its own.
+
+        Args:
+            prompt_token_ids: The prompt.
+            n: How many completions.
+            **options: See `CompletionOptions`.
+
+        Returns:
+            The completions, in the order of their seeds. Those that are longer than `max_seq_len` together with their
+            prompt are left out; for a prompt that fills it already, nothing is sent, and the list is empty.
+
+        Raises:
+            UsageError: The prompt is empty, `n` less than one, or an option out of its range; nothing was sent.
+            ServiceError: A refusal, or an answer that is none (`ProtocolError`).
+            TransportError: No answer after all attempts.
+
+        **Cancellation:** the requests of the whole group are closed.
+        """
+        asked, prompt, stop = self._asked(prompt_token_ids, options)
+        if n < 1:
+            raise UsageError(f"n is {n}; ask for at least one completion")
+        if asked.max_seq_len is not None and len(prompt) >= asked.max_seq_len:
+            return []
+        sampled: dict[int, SampledCompletion] = {}
+        failures: list[FwasyncError] = []
+
+        async def one(number: int) -> None:
+            request = completion_request(self.model, prompt, asked, stop=stop, number=number, stream=False)
+            try:
+                sampled[number] = await self._complete(request, prompt, asked)
+            except FwasyncError as error:
+                failures.append(error)
+                group.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as group:
+            for number in range(n):
+                group.start_soon(one, number)
+        if failures:
+            raise failures[0]
+        most = asked.max_seq_len
+        ordered = [sampled[number] for number in range(n)]
+        return [each for each in ordered if most is None or len(each.full_tokens) <= most]
+
+    @asynccontextmanager
+    async def stream_with_prompt_tokens(
+        self, prompt_token_ids: Sequence[int], **options: Unpack[SamplingOptions]
+    ) -> AsyncGenerator[CompletionStream]:
+        """Sample one completion, and get it in pieces as they come.
+
+        ```python
+        async with sampler.stream_with_prompt_tokens(prompt, max_tokens=256) as stream:
+            async for piece in stream:
+                print(piece.text, end="")
+        completion = stream.completion
+        ```
+
+        The request is repeated until its answer begins; an answer that breaks off is not. `max_seq_len` is refused.
+
+        Raises:
+            UsageError: The prompt is empty, or an option is out of its range.
+            ServiceError: A refusal, on entering.
+            TransportError: On entering, no answer after all attempts; in the loop, the answer broke off.
+
+        **Cancellation:** leaving the block, in whatever way, closes the request and frees its slot.
+        """
+        asked, prompt, stop = self._asked(prompt_token_ids, options)
+        if asked.max_seq_len is not None:
+            raise UsageError("max_seq_len is for whole completions; stop reading the stream instead")
+        request = completion_request(self.model, prompt, asked, stop=stop, number=0, stream=True)
+        body, headers, attempts = [encode(request)], self._request_headers(), Attempts(self._policy)
+        started = anyio.current_time()
+        stream: CompletionStream | None = None
+        for retry in itertools.count():
+            failure: Answer | Unanswered
+            async with self.concurrency.slot() as slot:
+                sent_at = anyio.current_time()
+                try:
+                    async with self._http.stream(
+                        "POST", _PATH, body, accept=EVENT_STREAM, headers=headers, timeout=asked.http_timeout
+                    ) as answer:
+                        if isinstance(answer, Streamed):
+                            stream = CompletionStream(answer.pieces, prompt, asked, started=sent_at)
+                            try:
+                                yield stream
+                            finally:
+                                metrics = stream.metrics(answer.headers, retry=retry)
+                                slot.observation = metrics.observation() if stream.is_complete else None
+                                self._metrics.append(metrics)
+                            return
+                        failure = answer
+                except Unanswered as error:
+                    if stream is not None:  # it broke off in the reader's hands
+                        raise
+                    failure = error
+                metrics = self._failure(failure, retry, anyio.current_time() - sent_at)
+                slot.observation = metrics.observation()
+            await self._pause(attempts, failure, started)
+
+    # -- one request -------------------------------------------------------------------------------
+
+    async def _complete(
+        self, request: CompletionRequest, prompt: list[int], options: CompletionOptions
+    ) -> SampledCompletion:
+        body, headers, attempts = [encode(request)], self._request_headers(), Attempts(self._policy)
+        started = anyio.current_time()
+        for retry in itertools.count():
+            async with self.concurrency.slot() as slot:
+                sent_at = anyio.current_time()
+                outcome: Answer | Unanswered
+                try:
+                    outcome = await self._http.attempt(
+                        "POST", _PATH, body, headers=headers, timeout=options.http_timeout
+                    )
+                except Unanswered as error:
+                    outcome = error
+                latency = anyio.current_time() - sent_at
+                if isinstance(outcome, Answer) and 200 <= outcome.status < 300:
+                    answer = read("completions", outcome.body, Completion)
+                    metrics = read_metrics(
+                        outcome.headers,
+                        answer.perf_metrics,
+                        status=outcome.status,
+                        retry=retry,
+                        latency_s=latency,
+                        completion_tokens=answer.usage and answer.usage.completion_tokens,
+                    )
+                    self._metrics.append(metrics)
+                    slot.observation = metrics.observation()
+                    return read_completion(only_choice(answer), prompt, options)
+                slot.observation = self._failure(outcome, retry, latency).observation()
+            await self._pause(attempts, outcome, started)
+        raise AssertionError("unreachable: a pause after the last attempt raises")
+
+    def _failure(self, failure: Answer | Unanswered, retry: int, latency_s: float) -> ServerMetrics:
+        if isinstance(failure, Answer):
+            metrics = read_metrics(failure.headers, status=failure.status, retry=retry, latency_s=latency_s)
+        else:
+            metrics = ServerMetrics(retry_attempt=retry, client_latency=latency_s, error=str(failure))
+        self._metrics.append(metrics)
+        return metrics
+
+    async def _pause(self, attempts: Attempts, failure: Answer | Unanswered, started: float) -> None:
+        if isinstance(failure, Answer):
+            status, wanted, reached = failure.status, failure.retry_after_s, True
+        else:
+            status, wanted, reached = None, None, failure.connected
+        pause = attempts.pause(status, jitter=random.random(), retry_after_s=wanted)
+        if pause is None:
+            raise self._http.given_up(
+                failure, "completions", attempts.failed, anyio.current_time() - started, reached=reached
+            )
+        await anyio.sleep(pause)
+
+    def _request_headers(self) -> dict[str, str]:
+        if not self._is_open:
+            raise ClosedError("the sampler is not open: use it as `async with AsyncDeploymentSampler(...) as sampler:`")
+        # One id for all attempts, by which the service's logs tell them for one request.
+        return self._headers | {"x-request-id": uuid.uuid4().hex}
+
+    def _asked(
+        self, prompt_token_ids: Sequence[int], options: SamplingOptions
+    ) -> tuple[CompletionOptions, list[int], list[str] | None]:
+        asked = CompletionOptions(**options)
+        prompt = [int(token) for token in prompt_token_ids]
+        if not prompt:
+            raise UsageError("prompt_token_ids is empty; a prompt has at least one token")
+        return asked, prompt, self._stops(asked.stop)
+
+    def _stops(self, stop: str | Sequence[str | int] | None) -> list[str] | None:
+        if not stop:
+            return None
+        if isinstance(stop, str):
+            return [stop]
+        if self._tokenizer is None and not all(isinstance(entry, str) for entry in stop):
+            raise UsageError("stop has token ids, which need a tokenizer: AsyncDeploymentSampler(..., tokenizer=...)")
+        return [entry if isinstance(entry, str) else str(self._decoded(entry)) for entry in stop]
+
+    def _decoded(self, token: int) -> Any:
+        assert self._tokenizer is not None
+        return self._tokenizer.decode([token])

@@ -1,0 +1,145 @@
+"""A completion that comes in pieces, and whole at its end.
+
+Invariants
+    * `completion` is there only after the last piece, and is what the unstreamed answer would have been.
+    * An answer that ends without saying so has broken off: that is an error, never a short completion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import anyio
+import msgspec
+
+from fwasync._http.client import Unanswered
+from fwasync._wire.completions import DONE, Completion, CompletionChoice, EventDecoder, Usage
+from fwasync._wire.messages import decode
+from fwasync.errors import ProtocolError, UsageError
+from fwasync.sampling.completions import CompletionOptions, SampledCompletion, merge, read_completion
+from fwasync.sampling.server_metrics import ServerMetrics, read_metrics
+
+__all__ = ("CompletionPiece", "CompletionStream")
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionPiece:
+    """What came together.
+
+    Attributes:
+        text: Its text, possibly empty.
+        token_ids: Its token ids, as far as they are told: with `logprobs`.
+        logprobs: Their logprobs in nats, with `logprobs`.
+        finish_reason: Why the completion ended, in its last piece.
+    """
+
+    text: str
+    token_ids: list[int]
+    logprobs: list[float]
+    finish_reason: str | None = None
+
+
+class CompletionStream:
+    """An async iterator of the pieces; made by `AsyncDeploymentSampler.stream_with_prompt_tokens`."""
+
+    def __init__(
+        self, source: AsyncIterator[bytes], prompt: Sequence[int], options: CompletionOptions, *, started: float
+    ) -> None:
+        self._source = source
+        self._prompt = prompt
+        self._options = options
+        self._started = started
+        self._first_at: float | None = None
+        self._decoder = EventDecoder()
+        self._events: list[bytes] = []
+        self._choices: list[CompletionChoice] = []
+        self._usage: Usage | None = None
+        self._perf: dict[str, str | int | float] | None = None
+        self._completion: SampledCompletion | None = None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the last piece has come."""
+        return self._completion is not None
+
+    @property
+    def completion(self) -> SampledCompletion:
+        """The whole completion.
+
+        Raises:
+            UsageError: The stream was not read to its end.
+        """
+        if self._completion is None:
+            raise UsageError("the completion is not there: read the stream to its end first")
+        return self._completion
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> CompletionPiece:
+        """The next piece.
+
+        Raises:
+            TransportError: The answer broke off.
+            ProtocolError: It is no completion.
+
+        **Cancellation:** the stream is over; leave the block.
+        """
+        while self._completion is None:
+            event = await self._next_event()
+            if event is None or event.startswith(DONE):
+                self._finish(is_told=event is not None)
+                break
+            piece = self._piece(event)
+            if piece is not None:
+                return piece
+        raise StopAsyncIteration
+
+    def metrics(self, headers: Mapping[str, str], *, retry: int) -> ServerMetrics:
+        """The metrics of the answer, as far as it was read."""
+        return read_metrics(
+            headers,
+            self._perf,
+            status=200,
+            retry=retry,
+            latency_s=anyio.current_time() - self._started,
+            ttft_s=None if self._first_at is None else self._first_at - self._started,
+            completion_tokens=self._usage and self._usage.completion_tokens,
+        )
+
+    async def _next_event(self) -> bytes | None:
+        while not self._events:
+            try:
+                self._events = self._decoder.feed(await anext(self._source))
+            except StopAsyncIteration:
+                return None
+        return self._events.pop(0)
+
+    def _piece(self, event: bytes) -> CompletionPiece | None:
+        try:
+            message = decode(event, Completion)
+        except msgspec.MsgspecError as error:
+            raise ProtocolError(f"completions: an event of the stream is no completion ({error})") from error
+        self._usage = message.usage or self._usage
+        self._perf = message.perf_metrics or self._perf
+        if not message.choices:
+            return None
+        if self._first_at is None:
+            self._first_at = anyio.current_time()
+        self._choices += message.choices
+        choice = merge(message.choices)
+        rows = (choice.logprobs and choice.logprobs.content) or []
+        return CompletionPiece(
+            choice.text or "",
+            [row.token_id for row in rows if row.token_id is not None],
+            [row.logprob for row in rows if row.logprob is not None],
+            choice.finish_reason,
+        )
+
+    def _finish(self, *, is_told: bool) -> None:
+        whole = merge(self._choices)
+        if not is_told and whole.finish_reason is None and whole.raw_output is None:
+            raise Unanswered("completions: the stream broke off before its end; ask again", connected=True)
+        self._completion = read_completion(whole, self._prompt, self._options)
