@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from fwasync.errors import FwasyncError as FwasyncError
     from fwasync.errors import OperationTimeoutError as OperationTimeoutError
     from fwasync.sampling.client import AsyncSamplingClient as AsyncSamplingClient
+    from fwasync.sampling.completions import SampledCompletion as SampledCompletion
+    from fwasync.sampling.concurrency import AdaptiveConcurrencyController as AdaptiveConcurrencyController
+    from fwasync.sampling.concurrency import FixedConcurrencyController as FixedConcurrencyController
+    from fwasync.sampling.deployment import AsyncDeploymentSampler as AsyncDeploymentSampler
     from fwasync.service import AsyncServiceClient as AsyncServiceClient
     from fwasync.sync.client import ReconnectableClient as ReconnectableClient
     from fwasync.sync.future import SyncFuture as SyncFuture
@@ -39,24 +43,32 @@ if TYPE_CHECKING:
     from fwasync.training.client import resolve_checkpoint_path as resolve_checkpoint_path
     from fwasync.training.future import APIFuture as APIFuture
     from fwasync.training.normalization import GradAccNormalization as GradAccNormalization
+    from fwasync.weights.hot_load import AsyncHotLoadManager as AsyncHotLoadManager
+    from fwasync.weights.syncer import AsyncWeightSyncer as AsyncWeightSyncer
 
 __all__ = (
     "APIFuture",
+    "AdaptiveConcurrencyController",
     "AsyncDeploymentManager",
+    "AsyncDeploymentSampler",
     "AsyncFireworksClient",
+    "AsyncHotLoadManager",
     "AsyncSamplingClient",
     "AsyncServiceClient",
     "AsyncTrainerJobManager",
     "AsyncTrainingClient",
+    "AsyncWeightSyncer",
     "ConcurrencyConfig",
     "DeployConfig",
     "DeploymentConfig",
+    "FixedConcurrencyController",
     "FwasyncError",
     "GradAccNormalization",
     "InfraConfig",
     "OperationTimeoutError",
     "ReconnectableClient",
     "RetryPolicy",
+    "SampledCompletion",
     "SamplingClient",
     "ServiceClient",
     "SyncFuture",
@@ -74,21 +86,27 @@ __all__ = (
 
 _HOMES = {
     "APIFuture": "fwasync.training.future",
+    "AdaptiveConcurrencyController": "fwasync.sampling.concurrency",
     "AsyncDeploymentManager": "fwasync.control.deployments",
+    "AsyncDeploymentSampler": "fwasync.sampling.deployment",
     "AsyncFireworksClient": "fwasync.control.client",
+    "AsyncHotLoadManager": "fwasync.weights.hot_load",
     "AsyncSamplingClient": "fwasync.sampling.client",
     "AsyncServiceClient": "fwasync.service",
     "AsyncTrainerJobManager": "fwasync.control.trainer_jobs",
     "AsyncTrainingClient": "fwasync.training.client",
+    "AsyncWeightSyncer": "fwasync.weights.syncer",
     "ConcurrencyConfig": "fwasync.config",
     "DeployConfig": "fwasync.config",
     "DeploymentConfig": "fwasync.config",
+    "FixedConcurrencyController": "fwasync.sampling.concurrency",
     "FwasyncError": "fwasync.errors",
     "GradAccNormalization": "fwasync.training.normalization",
     "InfraConfig": "fwasync.config",
     "OperationTimeoutError": "fwasync.errors",
     "ReconnectableClient": "fwasync.sync.client",
     "RetryPolicy": "fwasync._http.retry",
+    "SampledCompletion": "fwasync.sampling.completions",
     "SamplingClient": "fwasync.sync.sampling",
     "ServiceClient": "fwasync.sync.service",
     "SyncFuture": "fwasync.sync.future",

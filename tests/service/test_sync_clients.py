@@ -362,10 +362,11 @@ print(threads_left())
 @pytest.mark.parametrize("block", ["with open_client() as client:", "client = open_client()\nif True:"])
 def test_ctrl_c_ends_a_program_soon(local: ScriptedService, block: str) -> None:
     local.set_faults(FaultPlan([Fault(SlowFuture(), "forward_backward")]))
+    before = local.effects()
     process = start(local, f"{block}\n    print('waiting', flush=True)\n    client.forward_backward(BATCH)\n")
     assert process.stdout is not None
     assert process.stdout.readline() == "waiting\n"
-    while not local.effects():  # the operation is at the service: now it is really waited for
+    while local.effects() == before:  # then the operation is at the service: now it is really waited for
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, complaints = finish(process)
