@@ -160,3 +160,31 @@ def deadline():
         pytest.fail("it did not happen")
 
     return rounds
+
+
+@pytest.fixture(scope="module")
+def control(tmp_path_factory: pytest.TempPathFactory):
+    """A running control plane."""
+    from service.control_client import start_control  # which needs this module
+
+    running = start_control(tmp_path_factory.mktemp("control"))
+    yield running
+    running.close()
+    running.service.close()
+
+
+@pytest.fixture
+def begin(tmp_path):
+    """Start control planes on one data directory, one after another: `begin(startup_s=..)`."""
+    from service.control_client import start_control
+
+    started = []
+
+    def begin(**times):
+        started.append(start_control(tmp_path, **times))
+        return started[-1]
+
+    yield begin
+    for running in started:
+        running.close()
+        running.service.close()

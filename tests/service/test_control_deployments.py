@@ -4,33 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from service.control_client import BASE, A, start_control
+from service.control_client import BASE, A
 
 SHAPE = "accounts/fwasync/deploymentShapes/qwen3-tiny"
 FULL = {"baseModel": BASE, "minReplicaCount": 1, "maxReplicaCount": 1, "enableHotLoad": True}
-
-
-@pytest.fixture(scope="module")
-def control(tmp_path_factory: pytest.TempPathFactory):
-    running = start_control(tmp_path_factory.mktemp("control"))
-    yield running
-    running.close()
-    running.service.close()
-
-
-@pytest.fixture
-def begin(tmp_path):
-    """Start processes on one data directory, one after another: `begin(startup_s=..)`."""
-    started = []
-
-    def begin(**times):
-        started.append(start_control(tmp_path, **times))
-        return started[-1]
-
-    yield begin
-    for running in started:
-        running.close()
-        running.service.close()
 
 
 def deploy(control, name, *, status=200, **fields):

@@ -9,29 +9,6 @@ from fwasync import AsyncServiceClient, types
 from service.control_client import BASE, SHAPE, TOKENS, A, start_control
 
 
-@pytest.fixture(scope="module")
-def control(tmp_path_factory: pytest.TempPathFactory):
-    running = start_control(tmp_path_factory.mktemp("control"))
-    yield running
-    running.close()
-    running.service.close()
-
-
-@pytest.fixture
-def begin(tmp_path):
-    """Start processes on one data directory, one after another: `begin(startup_s=..)`."""
-    started = []
-
-    def begin(**times):
-        started.append(start_control(tmp_path, **times))
-        return started[-1]
-
-    yield begin
-    for running in started:
-        running.close()
-        running.service.close()
-
-
 def test_there_is_one_account(control):
     found = control.get("/v1/accounts", pageSize=2)
     assert [account["name"] for account in found["accounts"]] == ["accounts/local"]

@@ -4,19 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from service.control_client import BASE, TOKENS, A, start_control
+from service.control_client import BASE, TOKENS, A
 from service.test_control_completions import ask
 from service.test_control_hot_load import FULL, Deployment
 
 JOB = f"{A}/rlorTrainerJobs"
-
-
-@pytest.fixture(scope="module")
-def control(tmp_path_factory: pytest.TempPathFactory):
-    running = start_control(tmp_path_factory.mktemp("control"))
-    yield running
-    running.close()
-    running.service.close()
 
 
 @pytest.fixture(scope="module")
