@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import sys
-import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from typing import Any
 
 import httpx
+from driving import Complaints, attempt
 from fireworks.training.sdk import (
     AdaptiveConcurrencyController,
     DeploymentConfig,
@@ -94,17 +93,6 @@ def refusal(call: Callable[[], Any]) -> list[str]:
 def far(theirs: list[float], ours: list[float]) -> float:
     """The largest difference."""
     return max(abs(one - other) for one, other in zip(theirs, ours, strict=True))
-
-
-class Complaints(logging.Handler):
-    """What the SDK logs as a warning or worse."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.said: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.said.append(f"{record.name}: {record.getMessage()}")
 
 
 class Drive:
@@ -499,16 +487,8 @@ SCENARIOS = (
 )
 
 
-def attempt(scenario: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    try:
-        return scenario()
-    except Exception:
-        return {"broken": traceback.format_exc()}
-
-
 def main(base_url: str, api_key: str) -> None:
-    complaints = Complaints()
-    logging.getLogger("fireworks").addHandler(complaints)
+    complaints = Complaints("fireworks")
     with ThreadPoolExecutor(len(SCENARIOS)) as threads:
         running = {name: threads.submit(attempt, getattr(Drive(base_url, api_key), name)) for name in SCENARIOS}
         seen = {name: future.result() for name, future in running.items()}
