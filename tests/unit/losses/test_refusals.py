@@ -91,8 +91,8 @@ def test_the_defaults() -> None:
 
 
 def test_an_unknown_loss_is_answered_with_the_nearest() -> None:
-    with pytest.raises(errors.UsageError, match=r"no policy loss 'gpro'; did you mean 'grpo'\? They are: grpo, "):
-        policy_loss("gpro")
+    with pytest.raises(errors.UsageError, match=r"no policy loss 'grp'; did you mean 'grpo'\? They are: grpo, "):
+        policy_loss("grp")
     with pytest.raises(errors.UsageError, match="no policy loss 'xyz'; they are: grpo, "):
         policy_loss("xyz")
 
@@ -288,7 +288,7 @@ def test_arrays_do_as_lists() -> None:
         (make_sft_loss_fn(3), [[0, 0, NAN]], None, r"sample 0: policy logprobs\[2\] is nan"),
         (make_batch_sft_loss_fn([1]), [ROW, ROW], None, "SFT: 1 response_starts make a batch of 1; got 2"),
         (make_batch_sft_loss_fn([]), [], None, "SFT: the batch is empty"),
-        (make_batch_sft_loss_fn([1, 2]), [ROW, [NAN, -INF]], None, r"sample 1: policy logprobs\[0\] is nan"),
+        (make_batch_sft_loss_fn([1, 2]), [ROW, [NAN, -INF]], None, r"sample 1: policy logprobs\[1\] is -inf"),
         (make_batch_weighted_sft_loss_fn(), [ROW], None, "sample 0 has no weights"),
         (make_batch_weighted_sft_loss_fn(), [ROW], [datum(3, weights=[1, 1])], r"weights have shape \(2,\)"),
         (make_batch_weighted_sft_loss_fn(), [ROW], [datum(3, weights=[1, 1, NAN])], r"sample 0: weights\[2\] is nan"),
