@@ -12,7 +12,7 @@ from fwasync.losses import PolicyInputs, TISConfig, policy_loss
 from unit.local.engine_cases import micro_trainer
 
 CASES = [
-    ("grpo", {"kl_beta": 0, "eps_clip": 0.1}, None),
+    ("grpo", {"kl_beta": 0, "eps_clip": 0.05}, None),
     ("grpo", {"kl_beta": 0, "eps_clip_high": 0.0}, TISConfig(icepop_threshold=1.3)),
     ("importance_sampling", None, None),
     ("importance_sampling", {"ratio_log_cap": 0.2}, TISConfig(level="sequence")),
