@@ -54,7 +54,7 @@ def test_the_shortest_policy_datum_has_one_position() -> None:
         (lambda: supervised_datum([1], [1.0]), "a sequence of 1 tokens has nothing to predict"),
         (lambda: policy_datum([], [1], [-1.0], 1.0), "at least one prompt token"),
         (lambda: policy_datum([1], [], [], 1.0), "at least one prompt token and one completion token"),
-        (lambda: policy_datum([1], [2, 3], [-1.0], 1.0), "2 completion tokens and 1 sampler logprobs"),
+        (lambda: policy_datum([1], [2, 3], [-1.0], 1.0), "there are 1 sampler logprobs; 2 completion tokens need 2"),
     ],
 )
 def test_what_cannot_be_a_datum(make: Any, told: str) -> None:
