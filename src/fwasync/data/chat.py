@@ -43,6 +43,10 @@ class _Rendered:
     stand_ins: StandIns
     spans: list[Span]
 
+    def written(self) -> str:
+        """The text without stand-ins."""
+        return self.text.translate(str.maketrans({stand_in: token for token, stand_in in self.stand_ins.items()}))
+
 
 class ChatTokenizer:
     """A tokenizer with its chat template, and a `Renderer`. Made by `load`.
@@ -153,8 +157,8 @@ class ChatTokenizer:
             prompt = self._rendered(messages[:index], tools, add_generation_prompt=True)
             last = index + 1 == len(messages)
             answered = rendered if last else self._rendered(messages[: index + 1], tools)
-            start = self._common(prompt, tokens, index, "its prompt", last=last)
-            end = len(tokens) if last else self._common(answered, tokens, index, "it", last=last)
+            start = self._common(prompt, rendered, tokens, messages, index, "its prompt")
+            end = len(tokens) if last else self._common(answered, rendered, tokens, messages, index, "it")
             _require_thinking(messages, index, answered, answered.text[len(prompt.text) :])
             weights[start : self._answer_end(tokens[:end], start)] = 1
         return np.asarray(tokens, np.int64), weights
@@ -195,23 +199,31 @@ class ChatTokenizer:
                 weights[(starts < end) & (ends > start)] = 1
         return np.asarray(ids, np.int64), weights
 
-    def _common(self, part: _Rendered, tokens: list[int], index: int, what: str, *, last: bool) -> int:
-        """How many tokens a part of the conversation has; the whole of it must begin with them."""
+    def _common(
+        self, part: _Rendered, whole: _Rendered, tokens: list[int], messages: Sequence[Message], index: int, what: str
+    ) -> int:
+        """How many tokens a part of the conversation has; those of the whole must begin with them."""
         ids = self._guard.encode(part.text, part.stand_ins)
         if tokens[: len(ids)] == ids:
             return len(ids)
         parted = first_divergence(ids, tokens, self.decode_all)
         assert parted is not None, "they differ"
-        way_out = (
-            "give the message what the template adds, or use a renderer of your own"
-            if last
-            else "split the row, so that each answer is the last message of one (split=True), or train on the last only"
-        )
-        raise RenderRefusal(
-            f"the chat template writes {what} differently once more follows: after {parted.before!r} comes "
-            f"{parted.our_text!r}, and then {parted.their_text!r}; {way_out}",
-            field=f"messages[{index}]",
-        )
+        seen = f"after {parted.before!r} comes {parted.our_text!r}, and then {parted.their_text!r}"
+        if whole.written().startswith(part.written()):
+            reason = (
+                f"the end of {what} and what follows it become one token, which no sampler would give: {seen}; begin "
+                "the answer without white space"
+            )
+        elif index + 1 == len(messages):
+            reason = (
+                f"the chat template begins an answer differently than it asks for one: {seen}; give it what it writes"
+            )
+        else:
+            reason = (
+                f"the chat template writes {what} differently once more follows: {seen}; split the row, so that each "
+                "answer is the last message of one (split=True), or train on the last one only"
+            )
+        raise RenderRefusal(reason, field=f"messages[{index}]")
 
     def _answer_end(self, tokens: list[int], start: int) -> int:
         """Where an answer ends: after its end marker, before white space that the template adds to it."""

@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from fwasync.data.chat import ChatTokenizer
-from fwasync.data.messages import Message, ToolCall
+from fwasync.data.messages import Message
 from fwasync.data.rendering import RenderRefusal, TrainOnWhat, trained_messages
 from fwasync.data.template import ChatTemplate
 from fwasync.errors import UsageError
@@ -105,7 +105,7 @@ def test_a_template_that_rewrites_history_is_refused_with_what_it_writes(directo
 def test_an_answer_that_does_not_begin_as_it_is_asked_for_is_refused(directory: Path) -> None:
     source = "{% for m in messages %}<{{ m.content }}>{% endfor %}{% if add_generation_prompt %}<think>{% endif %}"
     with pytest.raises(
-        RenderRefusal, match=r"its prompt differently .* after '<a><' comes 'think>', and then 'b>'; give"
+        RenderRefusal, match=r"begins an answer differently .* after '<a><' comes 'think>', and then 'b>'; give"
     ):
         supervised(with_template(directory, source), ("user", "a"), ("assistant", "b"))
 
