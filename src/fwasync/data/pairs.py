@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ("LeftOut", "Pair", "PreferencePairs", "load_preferences", "preference_batch", "render_pair")
 
-Cause = Literal["too long", "unrenderable", "without a difference"]
+Cause = Literal["too long", "too short", "unrenderable", "without a difference"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +47,12 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A row that is not used: its line, why in a word or two, and in a sentence."""
+    """A row that is not used: its line, why in a word or two, and in a sentence; and the tokens of its longer side."""
 
     line: int
     cause: Cause
     reason: str
+    tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +102,14 @@ def render_pair(
     different = np.flatnonzero(chosen[:shorter] != rejected[:shorter])
     common = int(different[0]) if len(different) else shorter
     pair = Pair(chosen, rejected, common, preference.line)
-    if shorter < 2 or common == shorter:
+    if common == shorter:
         same = "both sides have the same tokens" if len(chosen) == len(rejected) else "one side is how the other begins"
-        return LeftOut(
-            preference.line, "without a difference", same if shorter >= 2 else "a side has fewer than 2 tokens"
-        )
+        return LeftOut(preference.line, "without a difference", same, pair.length)
+    if shorter < 2:
+        return LeftOut(preference.line, "too short", "a side has a single token, which nothing predicts", pair.length)
     if pair.length > max_seq_len:
-        return LeftOut(preference.line, "too long", f"{pair.length} tokens, and {max_seq_len} are allowed")
+        reason = f"{pair.length} tokens, and {max_seq_len} are allowed"
+        return LeftOut(preference.line, "too long", reason, pair.length)
     return pair
 
 
@@ -133,6 +135,10 @@ class _Pairs:
         found = PreferencePairs(tuple(self._pairs), tuple(self._left_out))
         if not found.pairs:
             told = found.describe_left_out() or 'it needs a row such as {"chosen": {…}, "rejected": {…}}'
+            long = [row for row in found.left_out if row.cause == "too long"]
+            shortest = min(long, key=lambda row: row.tokens, default=None)
+            if shortest is not None:
+                told += f"\nthe shortest of those that are too long has {shortest.tokens} tokens (line {shortest.line})"
             raise DatasetError(f"{self._name} has no pair that can be trained on:\n{told}")
         return found
 
