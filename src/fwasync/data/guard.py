@@ -59,6 +59,8 @@ class TextGuard:
 
     def encode(self, text: str, stand_ins: StandIns) -> list[int]:
         """The tokens of rendered text."""
+        if not stand_ins:
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
         return [id for encoding, _, _ in self._pieces(text, stand_ins) for id in encoding.ids]
 
     def encode_with_offsets(self, text: str, stand_ins: StandIns) -> tuple[list[int], Offsets]:

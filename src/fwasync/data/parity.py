@@ -98,9 +98,10 @@ def first_divergence(
 def check_parity(renderer: Renderer, tokenizer: ChatTokenizer, chats: Iterable[Chat]) -> ParityFailure | None:
     """The first row for which a renderer's tokens are not those of the model's own chat template, if there is one.
 
-    Each conversation is compared as a whole, and as the prompt of each of its answers. The template's tokens are those
-    of `apply_chat_template` of transformers; so `tokenizer` itself, as the renderer, differs only where a message
-    spells a special token, which it keeps as text.
+    Each conversation is compared as a whole, but for white space that follows its end, which nobody trains on; and as
+    the prompt of each of its answers, to the last token. The template's tokens are those of `apply_chat_template` of
+    transformers; so `tokenizer` itself, as the renderer, differs only where a message spells a special token, which it
+    keeps as text.
 
     This computes for a while: on an event loop, call it through `anyio.to_thread.run_sync`.
 
@@ -112,6 +113,8 @@ def check_parity(renderer: Renderer, tokenizer: ChatTokenizer, chats: Iterable[C
             messages = chat.messages[:end]
             ours = renderer.render(messages, add_generation_prompt=prompt, tools=chat.tools)
             theirs = tokenizer.template_tokens(messages, add_generation_prompt=prompt, tools=chat.tools)
+            if not prompt:
+                ours, theirs = _without_space(ours, tokenizer), _without_space(theirs, tokenizer)
             found = first_divergence(ours, theirs, tokenizer.decode_all)
             if found is not None:
                 return ParityFailure(chat.line, what, found)
@@ -124,3 +127,10 @@ def _renderings(chat: Chat) -> Iterator[tuple[str, int, bool]]:
         if message.role == "assistant" and index:
             yield f"the prompt of messages[{index}]", index, True
     yield "the whole conversation", len(chat.messages), False
+
+
+def _without_space(tokens: Sequence[int], tokenizer: ChatTokenizer) -> Sequence[int]:
+    end = len(tokens)
+    while end and not tokenizer.decode_all(tokens[end - 1 : end]).strip():
+        end -= 1
+    return tokens[:end]
