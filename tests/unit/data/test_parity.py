@@ -39,6 +39,9 @@ def test_the_chat_template_is_on_a_par_with_itself(chat_tokenizer: Make) -> None
     tokenizer = chat_tokenizer(CHATML)
     rows = [chat(("user", "the"), ("assistant", "fox"), ("user", "x"), ("assistant", "y")), chat(("assistant", "z"))]
     assert check_parity(tokenizer, tokenizer, rows) is None
+    assert check_parity(tokenizer, chat_tokenizer(f"{CHATML}{{{{ '\n' }}}}"), rows[1:]) is None, (
+        "white space at the end"
+    )
 
 
 def test_special_tokens_in_texts_are_where_it_differs_from_others(chat_tokenizer: Make) -> None:
