@@ -216,7 +216,8 @@ class ChatTokenizer:
             )
         elif index + 1 == len(messages):
             reason = (
-                f"the chat template begins an answer differently than it asks for one: {seen}; give it what it writes"
+                f"the chat template begins an answer differently than it asks for one: {seen}; give the message what "
+                "is missing, such as thinking, or use a renderer of your own"
             )
         else:
             reason = (

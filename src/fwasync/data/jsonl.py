@@ -26,10 +26,10 @@ __all__ = (
     "Fault",
     "Faults",
     "JsonLines",
+    "JsonRow",
     "Message",
     "Parse",
     "Problem",
-    "Row",
     "collect",
     "read_chat",
     "read_chats",
@@ -63,10 +63,10 @@ class Problem:
         return f"{where}: {self.reason}" if where else self.reason
 
 
-Row = dict[str, object]
+JsonRow = dict[str, object]
 """A row, decoded."""
 
-Parse = Callable[[Row, int], T | list[Fault]]
+Parse = Callable[[JsonRow, int], T | list[Fault]]
 """Makes something of a row and its line, or says what is wrong with it."""
 
 
@@ -188,7 +188,7 @@ def read_chats(path: str | Path) -> list[Chat]:
     return collect(lines, lines.rows(read_chat), example=CHAT_EXAMPLE)
 
 
-def read_chat(row: Row, line: int) -> Chat | list[Fault]:
+def read_chat(row: JsonRow, line: int) -> Chat | list[Fault]:
     """A row as a chat, or what is wrong with it."""
     messages, tools, faults = read_conversation(row)
     if not faults and all(message.role != "assistant" for message in messages):
@@ -196,7 +196,7 @@ def read_chat(row: Row, line: int) -> Chat | list[Fault]:
     return faults or Chat(messages, line, tools)
 
 
-def read_conversation(row: Row) -> tuple[tuple[Message, ...], tuple[dict[str, Any], ...], list[Fault]]:
+def read_conversation(row: JsonRow) -> tuple[tuple[Message, ...], tuple[dict[str, Any], ...], list[Fault]]:
     """The `messages` and `tools` of a row, and what is wrong with them."""
     if "messages" not in row:
         keys = ", ".join(map(repr, row)) or "no keys at all"
@@ -221,7 +221,7 @@ def _read_row(text: bytes, line: int, parse: Parse[T]) -> Iterator[T | Problem]:
     if not isinstance(row, dict):
         yield Problem(line, "", f"it is {kind_of(row)}; each line must be an object")
         return
-    found = parse(cast("Row", row), line)
+    found = parse(cast("JsonRow", row), line)
     if isinstance(found, list):
         yield from (Problem(line, field, reason) for field, reason in cast("list[Fault]", found))
     else:

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from fwasync.data.jsonl import Row
+from fwasync.data.jsonl import JsonRow
 from fwasync.data.messages import Fault, Message, kind_of, read_messages, read_tools
 
 __all__ = ("Preference", "Side", "read_preference")
@@ -39,7 +39,7 @@ class Preference:
     tools: tuple[dict[str, Any], ...] = ()
 
 
-def read_preference(row: Row, line: int) -> Preference | list[Fault]:
+def read_preference(row: JsonRow, line: int) -> Preference | list[Fault]:
     """A row of any of the three forms as a preference, or what is wrong with it."""
     if row.keys() & {"chosen", "rejected"}:
         known, read = {"chosen", "rejected"}, _read_chosen_rejected
@@ -60,11 +60,11 @@ def read_preference(row: Row, line: int) -> Preference | list[Fault]:
     return faults or Preference(chosen, rejected, line, tools)
 
 
-def _read_chosen_rejected(row: Row, faults: list[Fault]) -> tuple[Side, Side]:
+def _read_chosen_rejected(row: JsonRow, faults: list[Fault]) -> tuple[Side, Side]:
     return _read_side(row, "chosen", faults), _read_side(row, "rejected", faults)
 
 
-def _read_samples(row: Row, faults: list[Fault]) -> tuple[Side, Side]:
+def _read_samples(row: JsonRow, faults: list[Fault]) -> tuple[Side, Side]:
     samples = row["samples"]
     if not isinstance(samples, list):
         faults.append(("samples", f"it is {kind_of(samples)}; it must be a list of two samples"))
@@ -90,7 +90,7 @@ def _read_samples(row: Row, faults: list[Fault]) -> tuple[Side, Side]:
     return sides.get(1, ""), sides.get(0, "")
 
 
-def _read_outputs(row: Row, faults: list[Fault]) -> tuple[Side, Side]:
+def _read_outputs(row: JsonRow, faults: list[Fault]) -> tuple[Side, Side]:
     given = row.get("input", [])
     field = "input"
     if isinstance(given, dict):
@@ -119,7 +119,7 @@ def _read_outputs(row: Row, faults: list[Fault]) -> tuple[Side, Side]:
     return (sides[0], sides[1]) if len(sides) == 2 else ("", "")
 
 
-def _read_side(row: Row, name: str, faults: list[Fault]) -> Side:
+def _read_side(row: JsonRow, name: str, faults: list[Fault]) -> Side:
     if name not in row:
         faults.append((name, "it is missing"))
         return ""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fwasync.data.jsonl import Fault, Problem, Row, collect, read_conversation
+from fwasync.data.jsonl import Fault, JsonRow, Problem, collect, read_conversation
 from fwasync.data.loading import OnProgress, open_lines, take_all
 from fwasync.data.messages import Message
 
@@ -56,7 +56,7 @@ async def load_prompts(
     return tuple(collect(lines, found, example=_EXAMPLE))
 
 
-def read_prompt(row: Row, line: int) -> PromptRow | list[Fault]:
+def read_prompt(row: JsonRow, line: int) -> PromptRow | list[Fault]:
     """A row as a prompt, or what is wrong with it."""
     messages, tools, faults = read_conversation(row)
     if faults:
