@@ -233,7 +233,8 @@ class Run:
         self._began = time.monotonic() - before_s
         if changed:
             text = f"the run in {self.log_path} was begun with another configuration: {', '.join(changed)}"
-            logger.warning("%s", text)
+            if self._view is None:
+                logger.warning("%s", text)
             self._tell(lambda view: view.message(text))
         await self._background.open()
 
@@ -354,7 +355,7 @@ def open_run(log_path: str | Path, *, config: Mapping[str, Any], view: View | No
         config: Everything that determines the run.
         view: Who watches it; see `fwasync.tracking.views.make_view`. It is closed with the run.
         resume: Go on with the run that the directory holds, if it holds one. What differs in the configuration is told
-            to the view and logged.
+            to the view, or logged without one.
 
     Raises:
         RunDirectoryError: On entering: the directory holds a run, is in use by another one, or cannot be written.
