@@ -28,6 +28,7 @@ from fwasync._http.transport import default_transport  # noqa: E402
 from fwasync.checkpoints import ledger  # noqa: E402
 from fwasync.errors import FwasyncError  # noqa: E402
 from fwasync.recipes import sft  # noqa: E402
+from fwasync.recipes.trainers import Where  # noqa: E402
 
 FOLLOWED = ("retrieve_future", "session_heartbeat")  # how often these are sent depends on time
 
@@ -89,7 +90,7 @@ async def run(order: dict[str, Any]) -> None:
     url, impatient = order["base_url"], RetryPolicy(base_s=0.01, cap_s=0.02, budget_s=0.1)
     transport = Mortal(url, when, number)
     async with AsyncServiceClient(url, order["api_key"], retry=impatient, transport=transport) as service:
-        await sft.train(sft.Config.model_validate(order["config"]), where=sft.Where(service=service))
+        await sft.train(sft.Config.model_validate(order["config"]), where=Where(service=service))
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from fwasync.cli.output import print_files
 from fwasync.cli.recorded import new_run_directory, recorded
 from fwasync.data.jsonl import Chat, read_chats
 from fwasync.errors import UsageError
-from fwasync.recipes import sft
+from fwasync.recipes import sft, trainers
 from fwasync.recipes.stopping import StopRequest
 from fwasync.tracking.report import render_report
 from fwasync.tracking.run import Record
@@ -102,7 +102,7 @@ async def _train(config: sft.Config, chats: Sequence[Chat], where: Where, stop: 
         recorded(config.log_path, config, title=title, report=report, resume=True) as run,
         _service(where, config.log_path) as service,
     ):
-        result = await sft.train(config, where=sft.Where(service=service), run=run, chats=chats, stop=stop)
+        result = await sft.train(config, where=trainers.Where(service=service), run=run, chats=chats, stop=stop)
     print()
     if result.rows.dropped:
         print(f"Note: {result.rows.describe_dropped()}.")
