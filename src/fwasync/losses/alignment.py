@@ -32,7 +32,7 @@ Logprobs = Sequence[Sequence[float]] | Sequence[Floats]
 """Of each sample, one for each position of its datum, in nats."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class PolicyInputs:
     """What a policy loss needs beside the datums and the policy's logprobs: one entry for each datum, in order.
 
@@ -86,7 +86,7 @@ class PolicyInputs:
         return np.asarray(rows[index], np.float64)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class ActiveTokens:
     """What is known of one sample's active tokens.
 

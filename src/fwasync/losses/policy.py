@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ("BuiltinLoss", "Kernel", "PolicyLoss", "Response", "Terms")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Response:
     """The active tokens of one sample; every tensor is `[T]`, of the dtype of the policy's logprobs.
 
@@ -56,7 +56,7 @@ class Response:
     staleness: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Terms:
     """What a formula gives for one sample.
 
