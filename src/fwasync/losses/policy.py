@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from fwasync.errors import UsageError
+from fwasync.errors import DatumError, UsageError
 from fwasync.losses.alignment import ActiveTokens, PolicyInputs, active_tokens, check_finite
 from fwasync.losses.reduction import LossFn, Reduction
 from fwasync.losses.tis import TISConfig, tis_weights
@@ -191,6 +191,8 @@ class PolicyLoss:
         def tensor(values: npt.NDArray[Any]) -> torch.Tensor:
             return torch.as_tensor(values, dtype=logprobs.dtype, device=logprobs.device)
 
+        if logprobs.ndim != 1:
+            raise DatumError(f"{self.label}: sample {index}: a policy loss takes one target for each position")
         policy = logprobs[torch.as_tensor(sample.positions, device=logprobs.device)]
         seen = policy.detach().cpu().numpy()
         check_finite(f"{self.label}: sample {index}", "policy logprobs", seen, sample.positions)

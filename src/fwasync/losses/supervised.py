@@ -25,8 +25,10 @@ def response(where: str, logprobs: torch.Tensor, response_start: int) -> torch.T
     """The logprobs of a response, `[C]` of `[N]`.
 
     Raises:
-        DatumError: It is empty, or one of its logprobs is not finite.
+        DatumError: It is empty or not of one dimension, or one of its logprobs is not finite.
     """
+    if logprobs.ndim != 1:
+        raise DatumError(f"{where}: this loss takes one target for each position, got {tuple(logprobs.shape)}")
     start = max(0, response_start - 1)
     chosen = logprobs[start:]
     if not len(chosen):
