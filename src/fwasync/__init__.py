@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from fwasync import errors as errors
     from fwasync import types as types
     from fwasync._http.retry import RetryPolicy as RetryPolicy
+    from fwasync.checkpoints.resume import resolve_resume as resolve_resume
+    from fwasync.checkpoints.saving import CheckpointKind as CheckpointKind
+    from fwasync.checkpoints.saving import save_checkpoint as save_checkpoint
     from fwasync.config import ConcurrencyConfig as ConcurrencyConfig
     from fwasync.config import DeployConfig as DeployConfig
     from fwasync.config import DeploymentConfig as DeploymentConfig
@@ -58,6 +61,7 @@ __all__ = (
     "AsyncTrainerJobManager",
     "AsyncTrainingClient",
     "AsyncWeightSyncer",
+    "CheckpointKind",
     "ConcurrencyConfig",
     "DeployConfig",
     "DeploymentConfig",
@@ -81,6 +85,8 @@ __all__ = (
     "errors",
     "provision",
     "resolve_checkpoint_path",
+    "resolve_resume",
+    "save_checkpoint",
     "types",
 )
 
@@ -96,6 +102,7 @@ _HOMES = {
     "AsyncTrainerJobManager": "fwasync.control.trainer_jobs",
     "AsyncTrainingClient": "fwasync.training.client",
     "AsyncWeightSyncer": "fwasync.weights.syncer",
+    "CheckpointKind": "fwasync.checkpoints.saving",
     "ConcurrencyConfig": "fwasync.config",
     "DeployConfig": "fwasync.config",
     "DeploymentConfig": "fwasync.config",
@@ -117,6 +124,8 @@ _HOMES = {
     "WeightSyncConfig": "fwasync.config",
     "provision": "fwasync.control.provisioning",
     "resolve_checkpoint_path": "fwasync.training.client",
+    "resolve_resume": "fwasync.checkpoints.resume",
+    "save_checkpoint": "fwasync.checkpoints.saving",
 }
 
 
