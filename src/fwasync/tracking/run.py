@@ -15,6 +15,7 @@ import operator
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextvars import Token
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
@@ -28,6 +29,8 @@ from fwasync._background import Background
 from fwasync.errors import ClosedError, RunDirectoryError, UsageError
 from fwasync.tracking.files import LineFile, write_atomically
 from fwasync.tracking.settings import config_json
+from fwasync.tracking.timers import Timings, current_timings
+from fwasync.tracking.wandb import WANDB_FILE, WandB, WandBSettings
 
 __all__ = ("Record", "Run", "Ticking", "View", "open_run")
 
@@ -35,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 _METRICS = "metrics.jsonl"
 _CONFIG = "config.json"
+_OWN_FILES = (_METRICS, _CONFIG, WANDB_FILE)
 _OWN_KEYS = frozenset({"time_s", "phase", "step"})
 _LEAVE_S = 2.0
 _TICK_S = 0.25
@@ -94,17 +98,29 @@ class Run:
     """One training run and its directory. Made by `open_run`, entered with `async with`.
 
     All methods are to be called on the event loop. Leaving the block, in whatever way, writes what was logged
-    (for at most two seconds) and closes the view. If that fails, a block that ended normally raises
-    `RunDirectoryError`; an exception of the block passes through unchanged, with the failure as a note.
+    (for at most two seconds), lets W&B take it too (for at most 20 s, or 5 s after a failure) and closes the view. If
+    the disk fails, a block that ended normally raises `RunDirectoryError`; an exception of the block passes through
+    unchanged, with the failure as a note. That W&B fails is told, and never raised.
 
     Attributes:
         log_path: The directory.
         records: Everything that was logged, in order.
+        timings: The times of this run's timers; see `fwasync.tracking.timers`.
     """
 
-    def __init__(self, log_path: str | Path, *, config: Mapping[str, Any], view: View | None = None) -> None:
+    def __init__(
+        self,
+        log_path: str | Path,
+        *,
+        config: Mapping[str, Any],
+        view: View | None = None,
+        wandb: WandBSettings | None = None,
+    ) -> None:
         self.log_path = Path(log_path)
         self.records: list[Record] = []
+        self.timings = Timings()
+        self._timings_token: Token[Timings | None] | None = None
+        self._wandb = WandB(wandb, self._notify) if wandb is not None and wandb.entity else None
         self._config = config
         self._view = view
         self._lines = LineFile(self.log_path / _METRICS)
@@ -118,6 +134,11 @@ class Run:
 
     def __repr__(self) -> str:
         return f"<Run {self.log_path} {'open' if self._open else 'not open'}: {len(self.records)} records>"
+
+    @property
+    def wandb_place(self) -> str:
+        """Where the run is at W&B, as a sentence; empty if it is not there, or not yet."""
+        return "" if self._wandb is None else self._wandb.place
 
     # -- what happens in the run -----------------------------------------------------------------
 
@@ -141,6 +162,8 @@ class Run:
         record = Record(phase, operator.index(step), time.monotonic() - self._began, values)
         self.records.append(record)
         self._lines.add(_line(record))
+        if self._wandb is not None:
+            self._wandb.add(record)
         self._wake.set()
         self._tell(lambda view: view.show(record))
         if self._failure is not None:
@@ -185,8 +208,8 @@ class Run:
         """
         self._check_open()
         path = self.log_path / name
-        if Path(name).name != name or name in ("", "..", _METRICS, _CONFIG):
-            raise UsageError(f"{name!r} cannot be written: give a plain file name that is not {_METRICS} or {_CONFIG}")
+        if Path(name).name != name or name in ("", "..", *_OWN_FILES):
+            raise UsageError(f"{name!r} cannot be written: give a plain file name, none of {', '.join(_OWN_FILES)}")
         try:
             await anyio.to_thread.run_sync(write_atomically, path, text, limiter=self._limiter)
         except OSError as error:
@@ -205,6 +228,9 @@ class Run:
         await self._background.open()
         self._background.start(self._write_on)
         self._background.start(self._tick_on)
+        if self._wandb is not None:
+            self._background.start(self._wandb.serve, json.loads(config))
+        self._timings_token = current_timings.set(self.timings)
         self._open = True
         return self
 
@@ -212,10 +238,15 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._open = False
-        self._tell(lambda view: view.close())
+        if self._timings_token is not None:
+            with contextlib.suppress(ValueError):  # left in another context than it was entered in
+                current_timings.reset(self._timings_token)
         try:
             failure = await self._write_the_rest()
         finally:
+            if self._wandb is not None:
+                await self._wandb.finish(ok=error is None)
+            self._tell(lambda view: view.close())
             await self._background.aclose()
         if failure is None:
             return
@@ -238,6 +269,8 @@ class Run:
             raise self._taken(_METRICS) from None
         try:
             write_atomically(self.log_path / _CONFIG, config)
+            if self._wandb is not None:
+                self._wandb.claim(self.log_path)
         except OSError:
             self._lines.path.unlink(missing_ok=True)
             raise
@@ -258,6 +291,7 @@ class Run:
                 await self._drain(sync=False)
 
     async def _drain(self, *, sync: bool) -> None:
+        count = 0 if self._wandb is None else self._wandb.added
         try:
             # A thread that is left behind by a cancellation finishes its lines; the next one waits for it.
             await anyio.to_thread.run_sync(self._lines.drain, sync, abandon_on_cancel=True, limiter=self._limiter)
@@ -265,6 +299,8 @@ class Run:
             self._failure = error
             raise self._cannot_write(error) from error
         self._failure = None
+        if self._wandb is not None:
+            self._wandb.release(count)
 
     async def _write_the_rest(self) -> RunDirectoryError | None:
         with anyio.move_on_after(_LEAVE_S, shield=True):
@@ -301,12 +337,20 @@ class Run:
             with contextlib.suppress(Exception):
                 view.close()
 
+    def _notify(self, text: str) -> None:
+        if self._view is None:
+            logger.warning("%s", text)
+        else:
+            self._tell(lambda view: view.message(text))
+
     def _check_open(self) -> None:
         if not self._open:
             raise ClosedError(f"the run in {self.log_path} is not open; use it inside `async with open_run(...)`")
 
 
-def open_run(log_path: str | Path, *, config: Mapping[str, Any], view: View | None = None) -> Run:
+def open_run(
+    log_path: str | Path, *, config: Mapping[str, Any], view: View | None = None, wandb: WandBSettings | None = None
+) -> Run:
     """Make a run, to be entered with `async with`.
 
     Entering creates the directory with its parents, and writes `config.json`, with secrets masked.
@@ -315,12 +359,13 @@ def open_run(log_path: str | Path, *, config: Mapping[str, Any], view: View | No
         log_path: A directory that does not hold a run yet.
         config: Everything that determines the run.
         view: Who watches it; see `fwasync.tracking.views.make_view`. It is closed with the run.
+        wandb: Log to Weights & Biases too, if its `entity` is set; a `fwasync.WandBConfig`.
 
     Raises:
         RunDirectoryError: On entering: the directory holds a run, or cannot be written.
         UsageError: On entering: `config` contains itself.
     """
-    return Run(log_path, config=config, view=view)
+    return Run(log_path, config=config, view=view, wandb=wandb)
 
 
 def _number(name: str, value: Any) -> float:
