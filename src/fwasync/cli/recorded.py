@@ -19,6 +19,7 @@ import anyio
 import anyio.to_thread
 from pydantic import BaseModel
 
+from fwasync.config import WandBConfig
 from fwasync.errors import RunDirectoryError
 from fwasync.tracking.run import Record, Run, open_run
 from fwasync.tracking.views import make_view
@@ -31,7 +32,12 @@ _REPORT_S = 1.0
 
 @asynccontextmanager
 async def recorded(
-    directory: Path, config: BaseModel, *, title: str, report: Callable[[Sequence[Record]], str]
+    directory: Path,
+    config: BaseModel,
+    *,
+    title: str,
+    report: Callable[[Sequence[Record]], str],
+    wandb: WandBConfig | None = None,
 ) -> AsyncGenerator[Run, None]:
     """Record a run.
 
@@ -40,12 +46,13 @@ async def recorded(
         config: What determines the run.
         title: What the view calls it.
         report: Renders what was logged; written when the block is left, if anything was.
+        wandb: Where to log at Weights & Biases, if its entity is set.
 
     Raises:
         RunDirectoryError: The directory holds a run already, or cannot be written.
     """
     before = _entries(directory)
-    run = open_run(directory, config=config.model_dump(), view=make_view(title=title))
+    run = open_run(directory, config=config.model_dump(), view=make_view(title=title), wandb=wandb)
     entered = False
     try:
         async with run:

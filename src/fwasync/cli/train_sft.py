@@ -1,132 +1,52 @@
-"""`fwasync train sft`: fine-tune on a file of chats."""
+"""`fwasync.recipes.sft`, as a recipe that is run by name."""
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import anyio
 import anyio.to_thread
-import pydantic
 
 from fwasync import AsyncServiceClient
-from fwasync.cli.local_service import launch_local, require_local
-from fwasync.cli.output import print_files
-from fwasync.cli.recorded import new_run_directory, recorded
-from fwasync.data.jsonl import Chat, read_chats
-from fwasync.errors import UsageError
+from fwasync.data.jsonl import read_chats
+from fwasync.data.supervised import tokenize
 from fwasync.recipes import sft
-from fwasync.tracking.report import render_report
-from fwasync.tracking.run import Record
+from fwasync.recipes.sft import Config
+from fwasync.tracking.run import Run
 
-__all__ = ("Where", "make_config", "run_sft")
+if TYPE_CHECKING:
+    from fwasync.data.chat import ChatTokenizer
 
-
-@dataclass(frozen=True, slots=True)
-class Where:
-    """The service to train on: one with this URL, or, without it, a local one for this run.
-
-    Raises:
-        UsageError: A key without a URL.
-    """
-
-    base_url: str | None
-    api_key: str | None
-
-    def __post_init__(self) -> None:
-        if self.api_key and not self.base_url:
-            raise UsageError("--api-key is for a service of yours: say which with --base-url")
+__all__ = ("Config", "dry_run", "train")
 
 
-async def run_sft(
-    settings: Mapping[str, Any],
-    *,
-    base_url: str | None,
-    api_key: str | None,
-    log_path: Path | None,
-    dry_run: bool,
-) -> None:
-    """Train, and print the outcome; or check what would be done.
-
-    **Cancellation:** what was logged and saved is kept, with a report of it.
-    """
-    where = Where(base_url, api_key)
-    config = make_config(settings, log_path or Path("runs/sft-…"))
-    chats = await anyio.to_thread.run_sync(read_chats, config.data, abandon_on_cancel=True)
-    if dry_run:
-        from fwasync.cli.dry_run import check
-
-        await check(config, chats, where)
-        return
-    if where.base_url is None:
-        require_local()
-    directory = log_path or new_run_directory("sft")
-    config = make_config(settings, directory)
-    await _train(config, chats, where)
+async def train(config: Config, *, service: AsyncServiceClient, run: Run) -> sft.Result:
+    """Fine-tune; see `fwasync.recipes.sft.train`."""
+    return await sft.train(config, service=service, run=run)
 
 
-def make_config(settings: Mapping[str, Any], log_path: Path) -> sft.Config:
-    """The configuration of a run.
+async def dry_run(config: Config, *, tokenizer: ChatTokenizer | None, max_seq_len: int | None) -> Sequence[str]:
+    """Read and tokenize the rows.
 
     Raises:
-        UsageError: A setting is out of its range; the text names options as the user gave them.
+        DatasetError: They cannot be trained on.
     """
-    try:
-        return sft.Config(**settings, log_path=log_path)
-    except pydantic.ValidationError as error:
-        faults = [_fault(detail["loc"], detail["msg"], detail["input"]) for detail in error.errors()]
-        raise UsageError("; ".join(faults)) from None
 
+    def look() -> list[str]:
+        chats = read_chats(config.data)
+        lines, rows, limit = [f"{config.data}: {len(chats)} rows"], len(chats), config.max_seq_len or max_seq_len
+        if tokenizer is None or limit is None:
+            lines.append("tokens: not known without the model's tokenizer and context length")
+        else:
+            found = tokenize(config.data, chats, tokenizer, max_seq_len=limit)
+            rows = len(found.rows)
+            lines.append(f"tokens: {found.tokens:,}, of which {found.trained_tokens:,} are trained on")
+            lines.append(found.describe_too_long() or f"no row has more than {limit} tokens")
+        steps = config.total_steps(rows)
+        passes = config.consumed_rows(rows) / rows
+        checkpoints = 1 + ((steps - 1) // config.save_every if config.save_every else 0)
+        lines.append(f"{steps:,} steps of {config.batch_size} rows: {passes:.2f} passes over the data")
+        lines.append(f"{checkpoints} checkpoint(s)")
+        return lines
 
-def _fault(location: Sequence[str | int], reason: str, given: object) -> str:
-    reason = reason.removeprefix("Value error, ")
-    if not location:
-        return reason
-    return f"--{str(location[0]).replace('_', '-')} is {given}: {reason[0].lower()}{reason[1:]}"
-
-
-async def _train(config: sft.Config, chats: Sequence[Chat], where: Where) -> None:
-    async with (
-        recorded(config.log_path, config, title=f"sft {config.data.name}", report=partial(_report, config)) as run,
-        _service(where, config.log_path) as service,
-    ):
-        result = await sft.train(config, service=service, run=run, chats=chats)
-    print()
-    if result.rows.too_long:
-        print(f"Note: {result.rows.describe_too_long()}.")
-    losses = [record.metrics["train/loss"] for record in run.records]
-    print(f"Loss {losses[0]:.3f} → {losses[-1]:.3f} nats per trained token, in {len(losses)} steps.")
-    print(f"Checkpoint, to go on from: {result.checkpoint.state_path}")
-    print(f"Snapshot, to sample from:  {result.checkpoint.sampler_path}")
-    print_files(config.log_path)
-    if where.base_url is None:
-        print("Serve its checkpoint and snapshot again with:")
-        print(f"  fwasync serve --data-dir {shlex.quote(str(config.log_path / 'service'))}")
-
-
-@asynccontextmanager
-async def _service(where: Where, log_path: Path) -> AsyncGenerator[AsyncServiceClient, None]:
-    if where.base_url is not None:
-        async with AsyncServiceClient(where.base_url, where.api_key) as service:
-            yield service
-        return
-    async with (
-        launch_local(log_path / "service") as local,
-        AsyncServiceClient(local.base_url, local.api_key) as service,
-    ):
-        yield service
-
-
-def _report(config: sft.Config, records: Sequence[Record]) -> str:
-    losses = [record.metrics["train/loss"] for record in records]
-    summary = [
-        ("data", config.data.name),
-        ("base model", config.base_model),
-        ("loss", f"{losses[0]:.3f} → {losses[-1]:.3f}"),
-    ]
-    return render_report(title=f"SFT on {config.data.name}", summary=summary, records=records, tables=())
+    return await anyio.to_thread.run_sync(look, abandon_on_cancel=True)

@@ -17,7 +17,8 @@ __all__ = ("Course", "courses", "ends", "run_report")
 
 _EDGE = 5
 _MOST = 3
-_NOT_LEARNT = ("perf/", "rollout/in_flight")
+_MEANS = ("perf/", "rollout/in_flight", "train/tokens_per_sec", "train/grad_norm")
+"""They tell how it went, not what came of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ def run_report(
 
 def _courses(phase: str, records: Sequence[Record]) -> Iterator[Course]:
     own = [record for record in records if record.phase == phase]
-    names = {name for record in own for name in record.metrics if not name.startswith(_NOT_LEARNT)}
+    names = {name for record in own for name in record.metrics if not name.startswith(_MEANS)}
     for headline in headlines_of(names)[:_MOST]:
         values = [record.metrics[headline.key] for record in own if headline.key in record.metrics]
         yield Course(phase, headline, *ends(values), steps=len(values))
