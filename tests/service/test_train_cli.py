@@ -11,14 +11,19 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Self
 
 import pytest
+from pydantic import BaseModel, ConfigDict
 
-from fwasync import AsyncServiceClient
+from fwasync import AsyncServiceClient, InfraConfig, WandBConfig, flush_timing, timer
+from fwasync.checkpoints.ledger import CheckpointEntry, CheckpointLedger
 from fwasync.cli import dry_run, main
 from fwasync.errors import ServiceUnreachableError
+from fwasync.tracking.run import Run
 
 ROW = {"messages": [{"role": "user", "content": "ping"}, {"role": "assistant", "content": "pong"}]}
 
@@ -40,11 +45,11 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
 
-    def train(*arguments: object, **environment: str) -> tuple[int, str, str]:
+    def train(*arguments: object, recipe: str = "sft", **environment: str) -> tuple[int, str, str]:
         with monkeypatch.context() as patch:
             for name, value in environment.items():
                 patch.setenv(name, value)
-            patch.setattr(sys, "argv", ["fwasync", "train", "sft", *map(str, arguments)])
+            patch.setattr(sys, "argv", ["fwasync", "train", recipe, *map(str, arguments)])
             with pytest.raises(SystemExit) as ended:
                 main()
         out, err = capsys.readouterr()
@@ -123,6 +128,113 @@ def test_a_dry_run_says_when_it_could_not_ask(train: Train, data: Path, monkeypa
     assert (status, err) == (0, "")
     assert "the service was not asked: nothing answers" in out
     assert "1 steps of 32 rows: 1.00 passes" in out
+
+
+# -- any recipe, from a file ---------------------------------------------------------------------------------
+
+
+class Toy(BaseModel):
+    """Settings of a recipe that this test has made up."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    log_path: Path
+    base_model: str = "accounts/fireworks/models/qwen3-8b"
+    beta: float = 0.1
+    wandb: WandBConfig = WandBConfig(project="toys")
+    infra: InfraConfig = InfraConfig()
+
+
+async def train_toy(config: Toy, *, service: AsyncServiceClient, run: Run) -> None:
+    run.begin("toy", 2)
+    for step in (1, 2):
+        with timer("ask"):
+            await service.get_server_capabilities()
+        run.log("toy", step, {"train/dpo_loss": config.beta / step, "train/margin": 3.0 * step, **flush_timing()})
+    await CheckpointLedger(run.log_path).append(CheckpointEntry("step-2", 2, state_path="state", sampler_path="snap"))
+
+
+async def dry_run_toy(config: Toy, *, tokenizer: object, max_seq_len: int | None) -> list[str]:
+    return [f"7 pairs, {'with' if tokenizer else 'without'} a tokenizer, of at most {max_seq_len} tokens"]
+
+
+@pytest.fixture
+def toy(monkeypatch: pytest.MonkeyPatch, train: Train) -> Train:
+    module = ModuleType("fwasync.recipes.dpo")
+    module.__spec__ = ModuleSpec("fwasync.recipes.dpo", None)
+    vars(module).update(Config=Toy, train=train_toy, dry_run=dry_run_toy)
+    monkeypatch.setitem(sys.modules, "fwasync.recipes.dpo", module)
+
+    def run(*arguments: object, **environment: str) -> tuple[int, str, str]:
+        return train(*arguments, recipe="dpo", **environment)
+
+    return run
+
+
+def test_a_recipe_that_nobody_knows_gets_its_output_from_its_metrics(toy: Train, tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text('log_path = "a run"\nbeta = 0.5\n[infra]\nregion = "EU"\n')
+    status, out, err = toy("--config", "run.toml", "beta=0.25", "--infra.trainer-timeout-s", 7)
+    assert (status, err) == (0, "")
+    assert "dpo a run: toy, 2 steps" in out
+    assert "DPO loss 0.250 → 0.125 in 2 steps (toy)." in out
+    assert "Margin of the chosen answer 3 → 6" in out
+    assert "Checkpoint, to go on from: state" in out
+    assert "Snapshot, to sample from:  snap" in out
+    config = json.loads((tmp_path / "a run" / "config.json").read_text())
+    assert (config["base_model"], config["beta"]) == ("fwasync/qwen3-tiny", 0.25)  # a local service has that one
+    assert (config["infra"]["region"], config["infra"]["trainer_timeout_s"]) == ("EU", 7)
+    lines = [json.loads(line) for line in (tmp_path / "a run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["perf/ask_time"] >= 0 for line in lines] == [True, True]
+    page = (tmp_path / "a run" / "report.html").read_text()
+    assert "infra.region" in page
+    assert "perf/ask_time" in page
+
+
+def test_its_dry_run_says_what_would_be_there(toy: Train, tmp_path: Path) -> None:
+    status, out, err = toy("--dry-run", "wandb.entity=team")
+    assert (status, err) == (0, "")
+    assert "wandb.project" in out
+    assert "7 pairs, with a tokenizer, of at most 512 tokens" in out
+    assert "a run at W&B: team/toys" in out
+    assert "runs/dpo-… with config.json" in out
+    shape = "accounts/fireworks/trainingShapes/x"
+    status, out, err = toy("--dry-run", f"infra.training_shape_id={shape}", "base_model=accounts/a/models/b")
+    assert (status, err) == (0, "")
+    assert f"a trainer job on {shape}, removed in the end" in out
+    assert "7 pairs, without a tokenizer" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_its_run_is_at_wandb_if_an_entity_is_set(toy: Train, tmp_path: Path) -> None:
+    (tmp_path / "wandb.py").write_text("raise ImportError")
+    status, out, _ = toy("wandb.entity=team", PYTHONPATH=str(tmp_path))
+    assert status == 0
+    assert out.count("wandb is not installed, so nothing is logged to W&B: pip install 'fwasync[wandb]'") == 1
+    assert (tmp_path / "runs" / "dpo-001" / "wandb.json").exists()
+
+
+def test_a_template_of_its_settings(toy: Train) -> None:
+    status, out, _ = toy("--template")
+    assert status == 0
+    assert "# beta = 0.1\n" in out
+
+
+def test_a_wrong_name_or_file_is_one_line(refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text("data = 'x'\n\nbatch_sise = 3\n")
+    refused("--config", "run.toml", status=2, told=r"run\.toml:3: there is no setting 'batch_sise'; .*'batch_size'")
+    (tmp_path / "run.toml").write_text("batch_size = 3,\n")
+    refused("--config", "run.toml", status=2, told=r"run\.toml, line 1, column 15: ")
+    refused("--config", "nope.toml", status=2, told=r"nope\.toml: there is no such file")
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("stf", "there is no recipe 'stf'; did you mean 'sft'?"), ("rl", "recipe 'rl' is for programs")],
+)
+def test_what_is_no_recipe(train: Train, name: str, told: str) -> None:
+    status, _, err = train(recipe=name)
+    assert status == 2
+    assert told in err
 
 
 # -- one clear line ------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from fwasync.cli.where import LOCAL_MODEL
 from fwasync.data.chat import ChatTokenizer
 from fwasync.data.jsonl import Message
 from fwasync.errors import FwasyncError, NotFoundError, ProtocolError
+from fwasync.sampling.attempts import AttemptPolicy
 
 __all__ = ("Patient", "run_doctor")
 
@@ -222,8 +223,12 @@ class _Checkup:
         if patient.deployment is not None:
             name = patient.deployment
             full = name if "/" in name else f"accounts/{self._account}/deployments/{name}"
-            async with AsyncDeploymentSampler(self._url, full, self._key) as sampler:
-                (sampled,) = await sampler.sample_with_prompt_tokens([1], max_tokens=1, http_timeout=patient.timeout)
+            once = AttemptPolicy(attempts=1, hotload_max_retries=0)
+            try:
+                async with AsyncDeploymentSampler(self._url, full, self._key, attempts=once) as sampler:
+                    (sampled,) = await sampler.sample_with_prompt_tokens([1], max_tokens=1)
+            except NotFoundError as error:
+                raise NotFoundError(f"{full}: {error}") from None
             return f"{full} gave a token: {sampled.text!r}"
         if patient.base_model is None:
             raise _Skipped("nothing is named that could be sampled (--base-model, --deployment)")
