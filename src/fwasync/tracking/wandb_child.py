@@ -67,6 +67,7 @@ def _begin(given: dict[str, Any], tell: Tell) -> Any:
             run = init()
         except Exception as error:
             tell(problem=f"W&B is not reached, and logged to offline: {_reason(error)}")
+            wandb.teardown()  # else it holds the id of the run that did not begin
             run = init(mode="offline")
         run.define_metric(_AXIS)
         for prefix in _PREFIXES:

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -32,6 +33,7 @@ def say(**what):
     with open(os.environ["SAID"], "a") as file:
         file.write(json.dumps(what) + "\\n")
 def Settings(**given): return given
+def teardown(): say(teardown=True)
 class Run:
     offline, disabled, url, dir = False, False, "https://wandb.example/team/sorting/runs/1", "/x/wandb/run-1/files"
     def define_metric(self, name, step_metric=None): say(axis=step_metric, metric=name)
@@ -353,6 +355,22 @@ async def test_the_real_one_without_a_key(tmp_path: Path, monkeypatch: pytest.Mo
     assert "logged to offline: " in view.told[0]
     assert "API key" in view.told[0] or "api_key" in view.told[0]
     assert view.told[1].startswith("W&B is logged to offline; upload it with: wandb sync ")
+
+
+@real
+async def test_the_real_one_with_a_network_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wandb_module, "_INIT_S", 1.0)
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    view = Listener()
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, and never answers
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        async with open_run(tmp_path / "run", config={}, view=view, wandb=WANDB) as run:
+            run.log("sft", 1, {"train/loss": 1.0})
+    assert view.told[0].startswith("W&B is not reached, and logged to offline: ")
+    assert view.told[1].startswith("W&B is logged to offline; upload it with: wandb sync ")
+    assert len(view.told) == 3
+    (file,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
+    assert b"train/loss" in file.read_bytes()
 
 
 @real
