@@ -35,6 +35,7 @@ from fwasync._wire.messages import (
     decode,
     encode,
 )
+from fwasync._wire.paths import split_cross_job
 from fwasync._wire.protobuf.batches import decode_request
 from fwasync._wire.protobuf.fields import ProtobufError
 from fwasync._wire.tensors import ForwardBackwardRequest
@@ -114,11 +115,15 @@ class Operations:
     Args:
         store: Where checkpoints and snapshots are.
         losses: The names of the losses that the engine has.
+        sessions_of: The sessions of a trainer job, by its id; called on any thread.
     """
 
-    def __init__(self, store: WeightStore, losses: Collection[str]) -> None:
+    def __init__(
+        self, store: WeightStore, losses: Collection[str], sessions_of: Callable[[str], Collection[str]]
+    ) -> None:
         self._store = store
         self._losses = losses
+        self._sessions_of = sessions_of
         self._readers: dict[Kind, Callable[[bytes], tuple[Work, tuple[int, Path] | None]]] = {
             "forward": self._forward,
             "forward_backward": self._forward_backward,
@@ -234,11 +239,20 @@ class Operations:
         Raises:
             EngineError: There is none.
         """
-        path = _checkpoint_path(text, model_id)
+        cross_job = split_cross_job(text)
+        path = _checkpoint_path(text, model_id) if cross_job is None else self._newest_of_job(*cross_job)
         directory = self._store.directory(path)
         if not directory.is_dir():
             raise EngineError(f"there is no checkpoint {path} in this data directory")
         return path, directory
+
+    def _newest_of_job(self, job_id: str, name: str) -> WeightsPath:
+        sessions = self._sessions_of(job_id)
+        for saved in self._store.saved():
+            path = saved.path
+            if (path.kind, path.name) == ("weights", name) and path.model_id.partition(":")[0] in sessions:
+                return path
+        raise EngineError(f"there is no checkpoint {name!r} of trainer job {job_id!r} in this data directory")
 
     def _save_weights_for_sampler(self, body: bytes) -> tuple[Work, tuple[int, Path] | None]:
         message = decode(body, SaveWeightsForSamplerRequest)

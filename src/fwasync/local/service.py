@@ -64,9 +64,8 @@ class TrainerService:
         self._store = WeightStore(root)
         self.catalogue = Catalogue(engine, self._store)
         self.samplers = SamplingDesk(engine, self._store, self.futures, self.sessions)
-        self.training = TrainingDesk(
-            engine, Operations(self._store, losses), self.futures, self.sessions, self.samplers
-        )
+        operations = Operations(self._store, losses, lambda job_id: self.control.snapshots.sessions([job_id]))
+        self.training = TrainingDesk(engine, operations, self.futures, self.sessions, self.samplers)
         self.control = ControlPlane(root, engine, self._store, options.timing, self.end_session)
         self.completions = CompletionDesk(self.control.deployments, self.control.hot_load, self.samplers, self.futures)
 
