@@ -23,8 +23,11 @@ from fwasync import AsyncServiceClient, InfraConfig, WandBConfig, flush_timing, 
 from fwasync.checkpoints.ledger import CheckpointEntry, CheckpointLedger
 from fwasync.cli import dry_run, main
 from fwasync.errors import ServiceUnreachableError
+from fwasync.recipes.stopping import StopRequest
+from fwasync.recipes.trainers import Where
 from fwasync.tracking.run import Run
 
+TINY = ("--base-model", "fwasync/qwen3-tiny")
 ROW = {"messages": [{"role": "user", "content": "ping"}, {"role": "assistant", "content": "pong"}]}
 
 
@@ -68,34 +71,36 @@ def test_a_run_on_a_local_service(train: Train, data: Path, tmp_path: Path) -> N
     run = tmp_path / "runs" / "sft-001"
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
-    assert records[-1]["train/loss"] < records[0]["train/loss"]
+    assert records[-1]["train/ce_loss"] < records[0]["train/ce_loss"]
     first, last = [json.loads(line) for line in (run / "checkpoints.jsonl").read_text().splitlines()]
-    assert (first["step"], last["step"], last["data_consumed"]) == (3, 6, 24)
+    assert (first["step"], last["step"], last["data_consumed"]) == (3, 6, 27)
     assert last["state_path"] in out
     assert last["sampler_path"] in out
-    assert "1 of 9 rows have more than 512 tokens and are left out: line 9" in out
+    assert re.search(r"1 of 9 rows are left out: line 9: 6\d\d tokens are more than 512", out)
     assert "fwasync serve --data-dir runs/sft-001/service" in out
     assert "</html>" in (run / "report.html").read_text()
 
 
 def test_a_run_on_a_service_of_ones_own(train: Train, service, data: Path, tmp_path: Path) -> None:
     url = service.ready["base_url"]
-    options = ("--data", data, "--steps", 2, "--batch-size", 2, "--lora-rank", 0, "--log-path", "run")
+    options = ("--data", data, "--steps", 2, "--batch-size", 2, "--lora-rank", 0, "--log-path", "run", *TINY)
     status, out, err = train(*options, FWASYNC_BASE_URL=url, FWASYNC_API_KEY=service.key)
     assert (status, err) == (0, "")
     assert not (tmp_path / "run" / "service").exists()
     assert service.key not in (tmp_path / "run" / "config.json").read_text()
-    status, _, err = train(*options, "--base-url", url, "--api-key", service.key)
-    assert status == 1
-    assert "run already holds a run" in err
-    assert "Loss" in out
+    assert "Cross-entropy loss" in out
+    status, again, err = train(*options, "--steps", 3, "--base-url", url, "--api-key", service.key)
+    assert (status, err) == (0, "")
+    assert "begun with another configuration: max_steps 2 → 3" in again
+    assert "2 steps and 4 rows are done" in again
+    assert "in 3 steps" in again
 
 
 def test_a_dry_run_starts_and_leaves_nothing(train: Train, data: Path, tmp_path: Path) -> None:
     options = ("--data", data, "--dry-run", "--epochs", 2, "--batch-size", 3, "--save-every", 2)
     status, out, err = train(*options)
     assert (status, err) == (0, "")
-    assert re.search(r"lora_rank +32\n", out)
+    assert re.search(r"lora_rank +0\n", out)
     assert "8 rows" in out
     assert "tokens: 96, of which 40 are trained on" in out
     assert "6 steps of 3 rows: 2.00 passes" in out
@@ -105,13 +110,13 @@ def test_a_dry_run_starts_and_leaves_nothing(train: Train, data: Path, tmp_path:
 
 def test_a_dry_run_asks_a_service_what_it_has(train: Train, service, data: Path, tmp_path: Path) -> None:
     where = ("--base-url", service.ready["base_url"], "--api-key", service.key)
-    status, out, err = train("--data", data, "--dry-run", *where)
+    status, out, err = train("--data", data, "--dry-run", *TINY, *where)
     assert (status, err) == (0, "")
     assert "tokens: not known without the model's tokenizer" in out
     status, _, err = train("--data", data, "--dry-run", "--base-model", "nope", *where)
     assert status == 1
     assert "unknown base_model 'nope'; the service at" in err
-    status, _, err = train("--data", data, "--dry-run", *where[:3], "wrong")
+    status, _, err = train("--data", data, "--dry-run", *TINY, *where[:3], "wrong")
     assert status == 1
     assert "401" in err
     assert list(tmp_path.iterdir()) == [data]
@@ -127,7 +132,7 @@ def test_a_dry_run_says_when_it_could_not_ask(train: Train, data: Path, monkeypa
     status, out, err = train("--data", data, "--dry-run", *where)
     assert (status, err) == (0, "")
     assert "the service was not asked: nothing answers" in out
-    assert "1 steps of 32 rows: 1.00 passes" in out
+    assert "3 steps of 32 rows: 3.00 passes" in out
 
 
 # -- any recipe, from a file ---------------------------------------------------------------------------------
@@ -145,7 +150,10 @@ class Toy(BaseModel):
     infra: InfraConfig = InfraConfig()
 
 
-async def train_toy(config: Toy, *, service: AsyncServiceClient, run: Run) -> None:
+async def train_toy(config: Toy, *, where: Where, run: Run, stop: StopRequest) -> None:
+    service = where.service
+    assert service is not None
+    assert stop.reason is None
     run.begin("toy", 2)
     for step in (1, 2):
         with timer("ask"):
@@ -342,7 +350,7 @@ def test_a_model_that_cannot_be(
 
 def test_settings_out_of_range(refused: Refused, data: Path) -> None:
     refused("--data", data, "--lora-rank", -1, status=2, told="--lora-rank is -1")
-    refused("--data", data, "--steps", 1, "--epochs", 1, status=2, told="either steps or epochs")
+    refused("--data", data, "--warmup-steps", -1, status=2, told="--warmup-steps is -1")
 
 
 def test_broken_rows(refused: Refused, tmp_path: Path) -> None:
@@ -370,7 +378,8 @@ def test_a_disk_that_fills_up(service, data: Path, tmp_path: Path) -> None:
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\nmain()"
     )
-    options = ["train", "sft", "--data", str(data), "--log-path", "run", "--epochs", "500", "--lora-rank", "4"]
+    options = ["train", "sft", "--data", str(data), "--log-path", "run", "--epochs", "500"]
+    options += ["--lora-rank", "4", "--base-model", "fwasync/qwen3-tiny"]
     where = {"FWASYNC_BASE_URL": service.ready["base_url"], "FWASYNC_API_KEY": service.key}
     done = subprocess.run(
         [sys.executable, "-c", code, *options],

@@ -117,15 +117,16 @@ def train(
     """
     from fwasync.cli.running import execute
     from fwasync.cli.train import run_train, tell_template
-    from fwasync.cli.where import Where
+    from fwasync.cli.where import Place
+    from fwasync.recipes.stopping import StopRequest
 
     if template:
         tell_template(recipe)
         return
-    command = partial(
-        run_train, recipe, settings or [], config_file=config, where=Where(base_url, api_key), dry_run=dry_run
-    )
-    execute(command, debug=context.obj)
+    stop = StopRequest()
+    place = Place(base_url, api_key)
+    command = partial(run_train, recipe, settings or [], config_file=config, place=place, dry_run=dry_run, stop=stop)
+    execute(command, debug=context.obj, stop=None if dry_run else stop)
 
 
 _RunDirectory = Annotated[Path, typer.Argument(metavar="RUN", help="The directory of the run.")]

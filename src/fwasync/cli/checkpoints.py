@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from fwasync import AsyncFireworksClient
 from fwasync.checkpoints.ledger import CheckpointEntry, CheckpointLedger
+from fwasync.checkpoints.promotion import promote
 from fwasync.cli.output import print_table
 from fwasync.cli.settings import nearest
 from fwasync.control.names import output_model_problems
@@ -64,10 +66,9 @@ async def run_promote(
     job = job_id or entry.source_job_id
     if not job:
         raise UsageError(f"checkpoint {entry.name!r} does not say which trainer job saved it; pass --job-id")
-    snapshot = entry.sampler_path.rstrip("/").rpartition("/")[2]
     async with AsyncFireworksClient(base_url, api_key) as fireworks:
-        print(f"Promoting {snapshot} of trainer job {job} …", flush=True)
-        model = await fireworks.promote_checkpoint(job, snapshot, output_model_id, base_model)
+        print(f"Promoting {entry.name} of trainer job {job} …", flush=True)
+        model = await promote(fireworks, replace(entry, source_job_id=job), output_model_id, base_model=base_model)
     print(f"{model.name} is made, of step {entry.step:,}.")
 
 

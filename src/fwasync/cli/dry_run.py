@@ -16,7 +16,7 @@ from fwasync import AsyncServiceClient, DeployConfig, InfraConfig, WandBConfig
 from fwasync.cli.failures import CommandError
 from fwasync.cli.local_service import require_local
 from fwasync.cli.recipes import Recipe
-from fwasync.cli.where import Where
+from fwasync.cli.where import Place, wants_trainer_job
 from fwasync.data.chat import ChatTokenizer
 from fwasync.errors import AuthenticationError, FwasyncError, TransportError
 from fwasync.tracking.settings import config_json
@@ -33,7 +33,7 @@ class _Model:
     note: str = ""
 
 
-async def check(name: str, recipe: Recipe, config: BaseModel, where: Where) -> None:
+async def check(name: str, recipe: Recipe, config: BaseModel, place: Place) -> None:
     """Print what a run would do.
 
     Raises:
@@ -42,11 +42,11 @@ async def check(name: str, recipe: Recipe, config: BaseModel, where: Where) -> N
     settings = list(_flat(json.loads(config_json(config.model_dump()))))
     width = max(len(setting) for setting, _ in settings)
     told = [f"{name}, with these settings:", *(f"  {setting:<{width}} {value}" for setting, value in settings)]
-    model = await _model(config, where)
+    model = await _model(config, place)
     if model.note:
         told.append(model.note)
     told += await recipe.dry_run(config, tokenizer=model.tokenizer, max_seq_len=model.max_seq_len)
-    told += ["It would create:", *(f"  {line}" for line in _creations(config, where))]
+    told += ["It would create:", *(f"  {line}" for line in _creations(config, place))]
     print("\n".join([*told, "Nothing was started or spent."]))
 
 
@@ -59,7 +59,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
             yield f"{prefix}{name}", shown
 
 
-def _creations(config: BaseModel, where: Where) -> Iterator[str]:
+def _creations(config: BaseModel, place: Place) -> Iterator[str]:
     parts = {type(part): part for part in dict(config).values() if isinstance(part, BaseModel)}
     base_model, rank = getattr(config, "base_model", None), getattr(config, "lora_rank", 0)
     infra, deploy, wandb = (parts.get(kind) for kind in (InfraConfig, DeployConfig, WandBConfig))
@@ -70,7 +70,7 @@ def _creations(config: BaseModel, where: Where) -> Iterator[str]:
         if isinstance(deploy, DeployConfig):
             yield f"deployment {deploy.deployment_id or 'named after the model'}, removed in the end unless it exists"
     if base_model:
-        yield f"{f'a LoRA adapter of rank {rank} on' if rank else 'a copy to train of'} {base_model}, at {where}"
+        yield f"{f'a LoRA adapter of rank {rank} on' if rank else 'a copy to train of'} {base_model}, at {place}"
     if isinstance(wandb, WandBConfig) and wandb.entity:
         yield f"a run at W&B: {wandb.entity}/{wandb.project or 'uncategorized'}"
     if getattr(config, "output_model_id", None):
@@ -78,13 +78,12 @@ def _creations(config: BaseModel, where: Where) -> Iterator[str]:
     yield f"{getattr(config, 'log_path', None)} with config.json, metrics.jsonl, checkpoints.jsonl and report.html"
 
 
-async def _model(config: BaseModel, where: Where) -> _Model:
+async def _model(config: BaseModel, place: Place) -> _Model:
     base_model: str | None = getattr(config, "base_model", None)
-    infra = getattr(config, "infra", None)
-    if base_model is None or (isinstance(infra, InfraConfig) and infra.training_shape_id):
+    if base_model is None or wants_trainer_job(config):
         return _Model(None, None, "the model's context length is known when its trainer is up")
-    if where.base_url:
-        return await _remote(where, base_model, _tokenizer_name(config))
+    if place.base_url:
+        return await _remote(place, base_model, _tokenizer_name(config))
     return await anyio.to_thread.run_sync(_local, base_model, getattr(config, "lora_rank", 0))
 
 
@@ -111,9 +110,9 @@ def _local(base_model: str, lora_rank: int) -> _Model:
     return _Model(engine.models[base_model].max_context_length, tokenizer)
 
 
-async def _remote(where: Where, base_model: str, tokenizer_name: str) -> _Model:
+async def _remote(place: Place, base_model: str, tokenizer_name: str) -> _Model:
     try:
-        async with AsyncServiceClient(where.base_url, where.api_key) as service:
+        async with AsyncServiceClient(place.base_url, place.api_key) as service:
             models = (await service.get_server_capabilities()).supported_models
     except AuthenticationError:
         raise
@@ -122,7 +121,7 @@ async def _remote(where: Where, base_model: str, tokenizer_name: str) -> _Model:
     lengths = {model.model_name: model.max_context_length for model in models}
     if base_model not in lengths:
         names = ", ".join(name for name in lengths if name)
-        raise CommandError(f"unknown base_model {base_model!r}; the service at {where.base_url} has: {names}")
+        raise CommandError(f"unknown base_model {base_model!r}; the service at {place.base_url} has: {names}")
     try:
         tokenizer = await anyio.to_thread.run_sync(ChatTokenizer.load, tokenizer_name)
     except FwasyncError as error:

@@ -13,14 +13,14 @@ from fwasync.cli.settings import nearest
 from fwasync.errors import UsageError
 
 if TYPE_CHECKING:
-    from fwasync import AsyncServiceClient
     from fwasync.data.chat import ChatTokenizer
+    from fwasync.recipes.stopping import StopRequest
+    from fwasync.recipes.trainers import Where
     from fwasync.tracking.run import Run
 
 __all__ = ("Recipe", "find_recipe")
 
 _NAMES = ("sft", "dpo", "orpo", "rl", "async_rl")
-_HOMES = {"sft": "fwasync.cli.train_sft"}
 
 
 class Recipe(Protocol):
@@ -31,8 +31,8 @@ class Recipe(Protocol):
         """The model of its settings. It has a `log_path`, and may have `base_model`, `wandb`, `infra` …"""
         ...
 
-    def train(self, config: Any, *, service: AsyncServiceClient, run: Run) -> Awaitable[object]:
-        """Train."""
+    def train(self, config: Any, *, where: Where, run: Run, stop: StopRequest) -> Awaitable[object]:
+        """Train; go on where the run in `config.log_path` was interrupted, if it was."""
         ...
 
     def dry_run(
@@ -61,7 +61,7 @@ def find_recipe(name: str) -> Recipe:
     name = name.replace("-", "_")
     if name not in known:
         raise UsageError(f"there is no recipe {name!r}; {nearest(name, known)}")
-    module = importlib.import_module(_HOMES.get(name, f"fwasync.recipes.{name}"))
+    module = importlib.import_module(f"fwasync.recipes.{name}")
     if not hasattr(module, "dry_run"):
         raise UsageError(f"recipe {name!r} is for programs: it needs more than settings; call fwasync.recipes.{name}")
     return cast("Recipe", module)

@@ -38,6 +38,7 @@ async def recorded(
     title: str,
     report: Callable[[Sequence[Record]], str],
     wandb: WandBConfig | None = None,
+    resume: bool = False,
 ) -> AsyncGenerator[Run, None]:
     """Record a run.
 
@@ -47,12 +48,13 @@ async def recorded(
         title: What the view calls it.
         report: Renders what was logged; written when the block is left, if anything was.
         wandb: Where to log at Weights & Biases, if its entity is set.
+        resume: Go on with the run that the directory holds, if it holds one.
 
     Raises:
-        RunDirectoryError: The directory holds a run already, or cannot be written.
+        RunDirectoryError: The directory holds a run already, is in use, or cannot be written.
     """
     before = _entries(directory)
-    run = open_run(directory, config=config.model_dump(), view=make_view(title=title), wandb=wandb)
+    run = open_run(directory, config=config.model_dump(), view=make_view(title=title), wandb=wandb, resume=resume)
     entered = False
     try:
         async with run:

@@ -20,11 +20,12 @@ from fwasync.cli.recipes import Recipe, find_recipe
 from fwasync.cli.recorded import new_run_directory, recorded
 from fwasync.cli.settings import Settings
 from fwasync.cli.template import template
-from fwasync.cli.where import LOCAL_MODEL, Where
+from fwasync.cli.where import LOCAL_MODEL, Place
 from fwasync.tracking.run import Record
 from fwasync.tracking.summary import courses, run_report
 
 if TYPE_CHECKING:
+    from fwasync.recipes.stopping import StopRequest
     from fwasync.tracking.run import Run
 
 __all__ = ("run_train", "tell_template")
@@ -35,8 +36,9 @@ async def run_train(
     arguments: Sequence[str],
     *,
     config_file: Path | None,
-    where: Where,
+    place: Place,
     dry_run: bool,
+    stop: StopRequest,
 ) -> None:
     """Train, and print the outcome; or check what would be done.
 
@@ -44,7 +46,7 @@ async def run_train(
         name: The recipe.
         arguments: Settings as they were typed.
         config_file: Settings in TOML.
-        where: Where to train.
+        place: Place to train.
         dry_run: Start and spend nothing.
 
     **Cancellation:** what was logged and saved is kept, with a report of it.
@@ -53,27 +55,28 @@ async def run_train(
     settings = Settings.read(config_file)
     settings.override(arguments, recipe.Config)
     named = "log_path" in settings.values
-    config = _config(recipe, settings, where, log_path=Path(f"runs/{name}-…"))
+    config = _config(recipe, settings, place, log_path=Path(f"runs/{name}-…"))
     if dry_run:
         from fwasync.cli.dry_run import check
 
-        await check(name, recipe, config, where)
+        await check(name, recipe, config, place)
         return
-    if where.base_url is None:
+    if place.is_local(config):
         require_local()
     if not named:
-        config = _config(recipe, settings, where, log_path=new_run_directory(name))
-    await _train(name, recipe, config, where)
+        config = _config(recipe, settings, place, log_path=new_run_directory(name))
+    await _train(name, recipe, config, place, stop)
 
 
-def _config(recipe: Recipe, settings: Settings, where: Where, *, log_path: Path) -> BaseModel:
+def _config(recipe: Recipe, settings: Settings, place: Place, *, log_path: Path) -> BaseModel:
     """The configuration of a run; what a command can know better than the recipe's defaults is put in.
 
     Raises:
         UsageError: Settings cannot be.
     """
     settings.put_default("log_path", str(log_path))
-    if where.base_url is None and "base_model" in recipe.Config.model_fields:
+    config = settings.build(recipe.Config)
+    if place.is_local(config) and "base_model" in recipe.Config.model_fields:
         settings.put_default("base_model", LOCAL_MODEL)
     return settings.build(recipe.Config)
 
@@ -83,24 +86,23 @@ def tell_template(name: str) -> None:
     print(template(name, find_recipe(name).Config), end="")
 
 
-async def _train(name: str, recipe: Recipe, config: BaseModel, where: Where) -> None:
+async def _train(name: str, recipe: Recipe, config: BaseModel, place: Place, stop: StopRequest) -> None:
     log_path: Path = getattr(config, "log_path")  # noqa: B009  # of the model of a recipe
     report = partial(_report, name, config)
+    title, wandb = f"{name} {log_path}", getattr(config, "wandb", None)
     async with (
-        recorded(
-            log_path, config, title=f"{name} {log_path}", report=report, wandb=getattr(config, "wandb", None)
-        ) as run,
-        where.open(log_path) as service,
+        recorded(log_path, config, title=title, report=report, wandb=wandb, resume=True) as run,
+        place.open(config, log_path) as where,
     ):
-        await recipe.train(config, service=service, run=run)
-    await _print_outcome(run, where)
+        await recipe.train(config, where=where, run=run, stop=stop)
+    await _print_outcome(run, is_local=place.is_local(config))
 
 
 def _report(name: str, config: BaseModel, records: Sequence[Record]) -> str:
     return run_report(title=f"fwasync train {name}", config=config.model_dump(), records=records)
 
 
-async def _print_outcome(run: Run, where: Where) -> None:
+async def _print_outcome(run: Run, *, is_local: bool) -> None:
     print()
     for course in courses(run.records):
         print(f"{course.headline.title} {course} in {course.steps:,} steps ({course.phase}).")
@@ -115,6 +117,6 @@ async def _print_outcome(run: Run, where: Where) -> None:
     if run.wandb_place:
         print(run.wandb_place)
     print_files(run.log_path)
-    if where.base_url is None:
+    if is_local:
         print("Serve its checkpoints and snapshots again with:")
         print(f"  fwasync serve --data-dir {shlex.quote(str(run.log_path / 'service'))}")

@@ -35,6 +35,7 @@ from fwasync._wire.messages import (
     decode,
     encode,
 )
+from fwasync._wire.paths import split_cross_job
 from fwasync._wire.protobuf.batches import decode_request
 from fwasync._wire.protobuf.fields import ProtobufError
 from fwasync._wire.tensors import ForwardBackwardRequest
@@ -259,9 +260,9 @@ class Operations:
         return path, directory
 
     def _checkpoint_path(self, text: str, model_id: str | None, job: str | None) -> WeightsPath:
-        name = text
-        if text.startswith(_CROSS_JOB):
-            job, _, name = text.removeprefix(_CROSS_JOB).partition("/")
+        name, cross_job = text, split_cross_job(text)
+        if cross_job is not None:
+            job, name = cross_job
         elif "://" in text or (model_id is None and job is None):
             return WeightsPath.parse(text)
         elif model_id is not None:

@@ -27,7 +27,7 @@ class Headline:
 HEADLINES = (
     Headline("rollout/reward", "reward", "Reward"),
     Headline("train/loss", "train/loss", "Loss"),
-    Headline("train/ce_loss", "ce loss", "Cross-entropy"),
+    Headline("train/ce_loss", "ce loss", "Cross-entropy loss"),
     Headline("train/dpo_loss", "dpo loss", "DPO loss"),
     Headline("train/orpo_loss", "orpo loss", "ORPO loss"),
     Headline("train/margin", "margin", "Margin of the chosen answer"),

@@ -37,9 +37,9 @@ class Snapshots:
         self._shelves = shelves
 
     def sessions(self, job_ids: Iterable[str]) -> frozenset[str]:
-        """The sessions of some jobs."""
+        """The sessions of some jobs; may be asked for on any thread."""
         found = (self._shelves.jobs.find(job_id) for job_id in job_ids)
-        return frozenset(session for record in found if record is not None for session in record.sessions)
+        return frozenset(session for record in found if record is not None for session in tuple(record.sessions))
 
     def saved(self, sessions: Collection[str]) -> list[Saved]:
         """All checkpoints and snapshots of some sessions, oldest first."""
