@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from fwasync import errors as errors
     from fwasync import types as types
     from fwasync._http.retry import RetryPolicy as RetryPolicy
+    from fwasync.checkpoints.resume import resolve_resume as resolve_resume
+    from fwasync.checkpoints.saving import CheckpointKind as CheckpointKind
+    from fwasync.checkpoints.saving import save_checkpoint as save_checkpoint
     from fwasync.config import ConcurrencyConfig as ConcurrencyConfig
     from fwasync.config import DeployConfig as DeployConfig
     from fwasync.config import DeploymentConfig as DeploymentConfig
@@ -62,6 +65,7 @@ __all__ = (
     "AsyncTrainerJobManager",
     "AsyncTrainingClient",
     "AsyncWeightSyncer",
+    "CheckpointKind",
     "ConcurrencyConfig",
     "DeployConfig",
     "DeploymentConfig",
@@ -88,6 +92,8 @@ __all__ = (
     "open_run",
     "provision",
     "resolve_checkpoint_path",
+    "resolve_resume",
+    "save_checkpoint",
     "timer",
     "types",
 )
@@ -104,6 +110,7 @@ _HOMES = {
     "AsyncTrainerJobManager": "fwasync.control.trainer_jobs",
     "AsyncTrainingClient": "fwasync.training.client",
     "AsyncWeightSyncer": "fwasync.weights.syncer",
+    "CheckpointKind": "fwasync.checkpoints.saving",
     "ConcurrencyConfig": "fwasync.config",
     "DeployConfig": "fwasync.config",
     "DeploymentConfig": "fwasync.config",
@@ -128,6 +135,8 @@ _HOMES = {
     "open_run": "fwasync.tracking.run",
     "provision": "fwasync.control.provisioning",
     "resolve_checkpoint_path": "fwasync.training.client",
+    "resolve_resume": "fwasync.checkpoints.resume",
+    "save_checkpoint": "fwasync.checkpoints.saving",
     "timer": "fwasync.tracking.timers",
 }
 

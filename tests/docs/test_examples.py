@@ -122,6 +122,16 @@ async def drive_preference_loss(example: Callable[..., Any]) -> None:
         assert output.metrics["margin:mean"] == pytest.approx(0, abs=1e-5)
 
 
+async def drive_loop(example: Callable[..., Awaitable[int]], directory: Path) -> None:
+    async with launch() as local, AsyncServiceClient(local.base_url, local.api_key) as service:
+        adam, batches = types.AdamParams(learning_rate=3e-3), [[DATUM]] * 5
+        async with service.create_training_client("fwasync/qwen3-tiny", lora_rank=0) as client:
+            assert await example(client, str(directory), batches[:3], adam) == 3
+        async with service.create_training_client("fwasync/qwen3-tiny", lora_rank=0) as client:
+            assert await example(client, str(directory), batches, adam) == 5
+            assert client.statistics().submitted == 1 + 3 * 2 + 2
+
+
 async def drive_sample_all(example: Callable[..., Awaitable[list[types.SampleResponse]]]) -> None:
     async with training() as (service, _), service.create_sampling_client(base_model="fwasync/qwen3-tiny") as sampler:
         prompts = [types.ModelInput.from_ints(TOKENS[:n]) for n in (3, 4, 5)]
@@ -227,10 +237,11 @@ DRIVERS = {name.removeprefix("drive_"): value for name, value in globals().items
 
 
 @pytest.mark.parametrize("fragment", FRAGMENTS)
-async def test_fragment(fragment: str) -> None:
+async def test_fragment(fragment: str, tmp_path: Path) -> None:
     namespace: dict[str, Any] = {"anyio": anyio, "types": types}
     exec(compile(fragment, "example", "exec"), namespace)
     functions = re.findall(r"^(?:async )?def (\w+)", fragment, re.M)
     assert functions, "a fragment defines a function that can be driven"
     for name in functions:
-        await DRIVERS[name](namespace[name])
+        driver = DRIVERS[name]
+        await (driver(namespace[name], tmp_path) if name == "loop" else driver(namespace[name]))

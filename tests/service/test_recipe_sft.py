@@ -144,7 +144,7 @@ async def test_a_failed_run_leaves_no_trainer_and_says_so(tmp_path: Path, data: 
     infra = {"training_shape_id": SHAPE}
     config = settings(tmp_path, base_model=BASE, infra=infra, runner=runner, init_from_checkpoint="nobody:step-1")
     async with launch() as local:
-        with pytest.raises(OperationFailedError, match="there is no checkpoint 'step-1' of trainer job 'nobody'"):
+        with pytest.raises(OperationFailedError, match="trainer job 'nobody' has saved no checkpoint 'step-1'"):
             await sft.train(config, where=Where(local.base_url, local.api_key))
         async with AsyncFireworksClient(local.base_url, local.api_key) as fireworks:
             assert [job async for job in AsyncTrainerJobManager(fireworks).list()] == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -94,6 +95,41 @@ def test_a_run_on_a_service_of_ones_own(train: Train, service, data: Path, tmp_p
     assert "begun with another configuration: max_steps 2 → 3" in again
     assert "2 steps and 4 rows are done" in again
     assert "in 3 steps" in again
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_a_run_that_is_interrupted_saves_and_goes_on(data: Path, tmp_path: Path) -> None:
+    def command(epochs: int) -> subprocess.Popen[str]:
+        options = ("--data", data, "--epochs", epochs, "--batch-size", 4, "--lora-rank", 4, "--log-path", "run")
+        code = "import sys; sys.modules.update(torch=None, transformers=None); from fwasync.cli import main; main()"
+        return subprocess.Popen(
+            [sys.executable, "-c", code, "train", "sft", *map(str, options)],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "FWASYNC_BASE_URL": ""},
+        )
+
+    process = command(100_000)
+    try:
+        assert process.stdout is not None
+        while "ce loss" not in process.stdout.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, err
+    assert err == "stopping after the steps in hand; once more to stop now\ninterrupted\n"
+    told = re.search(r"interrupted: step (\d+) of 200000 is done\. The same log_path goes on from there\.", out)
+    assert told
+    done = int(told[1])
+    out, err = command((done + 4) // 2).communicate(timeout=60)
+    assert err == ""
+    assert f"{done} steps and {done * 4} rows are done" in out
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, (done + 4) // 2 * 2 + 1))
 
 
 def test_a_dry_run_starts_and_leaves_nothing(train: Train, data: Path, tmp_path: Path) -> None:

@@ -50,11 +50,13 @@ class Checkpoints:
     Attributes:
         config: The recipe's configuration.
         trainers: What trains.
+        run: Where it is logged.
         marks: Further keys of each line.
     """
 
     config: RecipeConfig
     trainers: Trainers
+    run: Run
     marks: Mapping[str, Any]
 
     def submit(self, step: int, data_consumed: int, *, last: bool) -> PendingCheckpoint | None:
@@ -78,10 +80,12 @@ class Checkpoints:
         )
 
     async def finish(self, pending: PendingCheckpoint) -> CheckpointEntry:
-        """Wait for a checkpoint, and list it.
+        """Wait for a checkpoint, and list it: after what was logged up to it is on the disk, so that nothing is missing
+        there if the run goes on from it.
 
         **Cancellation:** it may exist on the service and not be listed.
         """
+        await self.run.flush()
         return await pending.finish(CheckpointLedger(self.config.log_path))
 
     async def promote(self, entry: CheckpointEntry | None, runner: Runner) -> None:

@@ -161,7 +161,7 @@ async def train(
         rows, held_out = await anyio.to_thread.run_sync(limited)
         if rows.dropped:
             run.message(rows.describe_dropped())
-        checkpoints = Checkpoints(config, trainers, {DATA_KEY: rows.digest()})
+        checkpoints = Checkpoints(config, trainers, run, {DATA_KEY: rows.digest()})
         checkpoints.check_data(start)
         training = _Training(config, trainers, run, runner, checkpoints, rows, held_out, on_step, evaluate)
         result = await training.go(start, StopRequest() if stop is None else stop)
@@ -371,10 +371,16 @@ class _Training:
 
 async def _evaluated(step: _Step) -> dict[str, float]:
     total = tokens = 0.0
+    failures: list[FwasyncError] = []
     for rows, future in step.evaluation:
         weight = sum(float(row.weights[1:].sum()) for row in rows)
-        total += mean_loss(rows, await future) * weight
+        try:
+            total += mean_loss(rows, await future) * weight
+        except FwasyncError as error:  # the others are awaited all the same
+            failures.append(error)
         tokens += weight
+    if failures:
+        raise failures[0]
     return {"eval/loss": total / tokens, "eval/ppl": _ppl(total / tokens), "eval/tokens": tokens}
 
 

@@ -257,9 +257,7 @@ class Run:
         before_s = max((record.time_s for record in self.records), default=0.0)
         self._began = time.monotonic() - before_s
         if changed:
-            text = f"the run in {self.log_path} was begun with another configuration: {', '.join(changed)}"
-            logger.warning("%s", text)
-            self._tell(lambda view: view.message(text))
+            self._notify(f"the run in {self.log_path} was begun with another configuration: {', '.join(changed)}")
         await self._background.open()
 
     async def __aexit__(
@@ -403,7 +401,7 @@ def open_run(
         view: Who watches it; see `fwasync.tracking.views.make_view`. It is closed with the run.
         wandb: Log to Weights & Biases too, if its `entity` is set; a `fwasync.WandBConfig`.
         resume: Go on with the run that the directory holds, if it holds one. What differs in the configuration is told
-            to the view and logged.
+            to the view, or logged without one.
 
     Raises:
         RunDirectoryError: On entering: the directory holds a run, is in use by another one, or cannot be written.

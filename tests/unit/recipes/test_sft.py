@@ -269,13 +269,16 @@ async def test_an_evaluation_that_fails_is_told_and_training_goes_on(
 ) -> None:
     class Failing(Future):
         def __await__(self):
+            self._log.append(f"await {self._name}")
             raise OperationFailedError("no memory")
             yield
 
+    awaited: list[str] = []
     fixture = Fixture(tmp_path, ["a", "b"])
-    monkeypatch.setattr(fixture.trainer, "forward", lambda *a, **k: Failing("", [], None))
-    result = await fixture.train(evaluation_dataset=str(fixture.data))
-    assert result.steps == 1
+    monkeypatch.setattr(fixture.trainer, "forward", lambda *a, **k: Failing("f", awaited, None))
+    result = await fixture.train(evaluation_dataset=str(fixture.data), batch_size=1)
+    assert result.steps == 2
+    assert awaited == ["await f"] * 2
     assert "eval/loss" not in fixture.records[0]
 
 

@@ -84,14 +84,9 @@ class Stage:
         lines = self._said.read_text().splitlines() if self._said.exists() else []
         return [message[kind] for message in map(json.loads, lines) if kind in message]
 
-    def forget(self) -> None:
-        """Let another run have the directory."""
-        for name in ("metrics.jsonl", "config.json"):
-            (self.log_path / name).unlink()
-
     def run(self, **given: Any) -> Run:
         config = {"lr": 1e-4, "api_key": "sk-secret"}
-        return open_run(self.log_path, config=config, **{"view": self.view, "wandb": WANDB, **given})
+        return open_run(self.log_path, config=config, **{"view": self.view, "wandb": WANDB, "resume": True, **given})
 
 
 @pytest.fixture
@@ -141,7 +136,6 @@ async def test_it_is_used_only_where_an_entity_is_set(stage: Stage) -> None:
     for settings in (None, WandBConfig(project="sorting")):
         async with stage.run(wandb=settings) as run:
             run.log("sft", 1, {})
-        stage.forget()
     assert stage.said("init") == []
     assert not (stage.log_path / "wandb.json").exists()
 
@@ -150,16 +144,26 @@ async def test_a_run_that_goes_on_is_the_same_run_there(stage: Stage) -> None:
     stage.plays(RECORDING)
     async with stage.run() as run:
         run.log("sft", 1, {"train/loss": 2.0})
-    stage.forget()
     async with stage.run() as run:
         run.log("sft", 2, {"train/loss": 1.0})
     one, other = stage.said("init")
     assert one["id"] == other["id"]
     assert [row["train/step"] for row in stage.said("log")] == [1, 2]
-    stage.forget()
     async with stage.run(wandb=WandBConfig(entity="team", project="another")):
         pass
     assert stage.said("init")[2]["id"] != one["id"]
+
+
+async def test_steps_that_are_taken_again_are_logged_again(stage: Stage) -> None:
+    stage.plays(RECORDING)
+    async with stage.run() as run:
+        for step in (1, 2, 3):
+            run.log("sft", step, {})
+    async with stage.run() as run:
+        assert await run.rewind("sft", 1) == 2
+        for step in (2, 3, 4):
+            run.log("sft", step, {})
+    assert [row["train/step"] for row in stage.said("log")] == [1, 2, 3, 2, 3, 4]
 
 
 async def test_a_failed_run_is_failed_there(stage: Stage) -> None:
@@ -330,10 +334,8 @@ async def test_the_real_one_offline_and_gone_on_with(tmp_path: Path, monkeypatch
     monkeypatch.setenv("WANDB_MODE", "offline")
     view = Listener()
     for step in (1, 2):
-        async with open_run(tmp_path / "run", config={"lr": step}, view=view, wandb=WANDB) as run:
+        async with open_run(tmp_path / "run", config={"lr": 1}, view=view, wandb=WANDB, resume=True) as run:
             run.log("sft", step, {"train/loss": 1.0 / step})
-        for name in ("metrics.jsonl", "config.json"):
-            (tmp_path / "run" / name).unlink()
     run_id = json.loads((tmp_path / "run" / "wandb.json").read_text())["id"]
     places = sorted((tmp_path / "run" / "wandb").glob("offline-run-*"))
     assert places
