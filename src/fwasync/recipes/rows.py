@@ -20,7 +20,7 @@ from fwasync.data.jsonl import Chat, Problem
 from fwasync.data.supervised import Row, tokenize
 from fwasync.errors import DatasetError
 
-__all__ = ("TrainingRows", "render")
+__all__ = ("TrainingRows", "describe_dropped", "render")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +87,7 @@ class TrainingRows:
 
     def describe_dropped(self) -> str:
         """One sentence on the rows that are left out; empty if there are none."""
-        if not self.dropped:
-            return ""
-        told = "; ".join(map(str, self.dropped[:5])) + ("; …" if len(self.dropped) > 5 else "")
-        return f"{len(self.dropped)} of {len(self.rows)} rows are left out: {told}"
+        return describe_dropped(self.dropped, len(self.rows))
 
 
 def render(path: str | Path, chats: Sequence[Chat], tokenizer: ChatTokenizer) -> TrainingRows:
@@ -101,3 +98,11 @@ def render(path: str | Path, chats: Sequence[Chat], tokenizer: ChatTokenizer) ->
     """
     found = tokenize(path, chats, tokenizer, max_seq_len=sys.maxsize)
     return TrainingRows(Path(path), found.rows, tuple(chat.line for chat in chats))
+
+
+def describe_dropped(dropped: Sequence[Problem], rows: int) -> str:
+    """One sentence on those of all rows that are left out; empty if there are none."""
+    if not dropped:
+        return ""
+    told = "; ".join(map(str, dropped[:5])) + ("; …" if len(dropped) > 5 else "")
+    return f"{len(dropped)} of {rows} rows are left out: {told}"
