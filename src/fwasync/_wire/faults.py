@@ -1,4 +1,4 @@
-"""The plan of scripted faults and what came of it: the messages of the local service's admin API.
+"""The plan of scripted faults, as the local service's admin API takes it.
 
 A plan is a list of rules. A rule is an action, the route that it strikes, and at which occasions: the nth, every
 nth, the first n, or with a probability (reproducible from the plan's seed); without any of these, always. What
@@ -15,23 +15,17 @@ import msgspec
 
 __all__ = (
     "Action",
-    "AppliedOperation",
     "Delay",
     "Drop",
-    "Effects",
     "EvictSession",
     "FailOperation",
     "Fault",
-    "FaultEvent",
     "FaultPlan",
-    "FaultReport",
     "Kill",
     "LoseFuture",
     "Nan",
     "NotReady",
     "Reject",
-    "ReleaseRequest",
-    "Released",
     "Reset",
     "Route",
     "SlowFuture",
@@ -269,66 +263,6 @@ class FaultPlan(_Wire, frozen=True):
 
     faults: list[Fault] = []
     seed: int = 0
-
-
-# -- what came of it -------------------------------------------------------------------------------
-
-
-class FaultEvent(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A fault that happened.
-
-    Attributes:
-        rule: Which rule of the plan, from 0.
-        action: The action's name, such as `drop`.
-        route: Where it struck.
-        model_id: The model of the request, where it names one.
-        seq_id: The number of the operation within its model, where it has one.
-        request_id: The future, where it is known.
-    """
-
-    rule: int
-    action: str
-    route: str
-    model_id: str | None = None
-    seq_id: int | None = None
-    request_id: str | None = None
-
-
-class FaultReport(msgspec.Struct, frozen=True):
-    """What a plan has done so far.
-
-    Attributes:
-        fired: For each rule, how often it struck.
-        log: What happened, in order; the newest ten thousand.
-    """
-
-    fired: list[int]
-    log: list[FaultEvent]
-
-
-class AppliedOperation(msgspec.Struct, frozen=True):
-    """An operation that took effect: its route, and its number within its model if it had one."""
-
-    kind: str
-    seq_id: int | None
-
-
-class Effects(msgspec.Struct, frozen=True):
-    """What the service applied since it was started, by model, in order."""
-
-    models: dict[str, list[AppliedOperation]]
-
-
-class ReleaseRequest(_Wire, frozen=True):
-    """Let a withheld result go, or all of them."""
-
-    request_id: str | None = None
-
-
-class Released(msgspec.Struct, frozen=True):
-    """How many results were let go."""
-
-    released: int
 
 
 def _require_not_negative(action: str, field: str, value: Any) -> None:

@@ -21,17 +21,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from fwasync._wire import tensors
+from fwasync._wire.fault_reports import AppliedOperation, Effects, Released, ReleaseRequest
 from fwasync._wire.faults import (
     Action,
-    AppliedOperation,
-    Effects,
     EvictSession,
     FailOperation,
     FaultPlan,
     Nan,
     Reject,
-    Released,
-    ReleaseRequest,
     routes_of,
 )
 from fwasync._wire.protobuf.results import decode_outputs
@@ -75,6 +72,7 @@ class FaultDesk:
             Route("/admin/faults", self._delete, methods=["DELETE"]),
             Route("/admin/release", self._release, methods=["POST"]),
             Route("/admin/effects", self._applied, methods=["GET"]),
+            Route("/admin/sampling", self._sampling, methods=["GET"]),
             Route("/admin/kill", self._kill, methods=["POST"]),
         ]
 
@@ -162,6 +160,9 @@ class FaultDesk:
     async def _applied(self, _request: Request) -> Response:
         effects = Effects({model_id: list(applied) for model_id, applied in list(self._effects.items())})
         return json_response(msgspec.json.encode(effects))
+
+    async def _sampling(self, _request: Request) -> Response:
+        return json_response(msgspec.json.encode(await self.service.samplers.load()))
 
     async def _kill(self, _request: Request) -> Response:
         kill()

@@ -15,13 +15,12 @@ from collections import Counter, deque
 from dataclasses import dataclass
 from typing import Literal
 
+from fwasync._wire.fault_reports import FaultEvent, FaultReport
 from fwasync._wire.faults import (
     Action,
     FailOperation,
     Fault,
-    FaultEvent,
     FaultPlan,
-    FaultReport,
     LoseFuture,
     Nan,
     Reject,

@@ -12,15 +12,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fwasync._wire.faults import AppliedOperation as AppliedOperation
+    from fwasync._wire.fault_reports import AppliedOperation as AppliedOperation
+    from fwasync._wire.fault_reports import FaultEvent as FaultEvent
+    from fwasync._wire.fault_reports import FaultReport as FaultReport
+    from fwasync._wire.fault_reports import SamplingLoad as SamplingLoad
     from fwasync._wire.faults import Delay as Delay
     from fwasync._wire.faults import Drop as Drop
     from fwasync._wire.faults import EvictSession as EvictSession
     from fwasync._wire.faults import FailOperation as FailOperation
     from fwasync._wire.faults import Fault as Fault
-    from fwasync._wire.faults import FaultEvent as FaultEvent
     from fwasync._wire.faults import FaultPlan as FaultPlan
-    from fwasync._wire.faults import FaultReport as FaultReport
     from fwasync._wire.faults import Kill as Kill
     from fwasync._wire.faults import LoseFuture as LoseFuture
     from fwasync._wire.faults import Nan as Nan
@@ -54,6 +55,7 @@ __all__ = (
     "NotReady",
     "Reject",
     "Reset",
+    "SamplingLoad",
     "ScriptedService",
     "SlowFuture",
     "Status",
@@ -65,7 +67,11 @@ __all__ = (
 )
 
 _HOMES = {
+    "AppliedOperation": "fwasync._wire.fault_reports",
     "AsyncScriptedService": "fwasync.testing.service",
+    "FaultEvent": "fwasync._wire.fault_reports",
+    "FaultReport": "fwasync._wire.fault_reports",
+    "SamplingLoad": "fwasync._wire.fault_reports",
     "ScriptedService": "fwasync.testing.blocking",
     "VirtualClockLoop": "fwasync.testing.clock",
     "blocking_local_service": "fwasync.testing.blocking",

@@ -20,14 +20,15 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from fwasync._wire.faults import (
+from fwasync._wire.fault_reports import (
     AppliedOperation,
     Effects,
-    FaultPlan,
     FaultReport,
     Released,
     ReleaseRequest,
+    SamplingLoad,
 )
+from fwasync._wire.faults import FaultPlan
 from fwasync._wire.messages import ServiceFault
 from fwasync.errors import BadRequestError, ServiceUnreachableError
 
@@ -100,6 +101,13 @@ class AsyncScriptedService:
         **Cancellation:** nothing remains.
         """
         return (await self._ask("GET", "effects", Effects)).models
+
+    async def sampling(self) -> SamplingLoad:
+        """What the service samples at this moment, after all that it was asked before: the truth about "cancelled".
+
+        **Cancellation:** nothing remains.
+        """
+        return await self._ask("GET", "sampling", SamplingLoad)
 
     async def release(self, request_id: str | None = None) -> int:
         """Let a result go that `SlowFuture` withholds, or all of them; returns how many there were.
