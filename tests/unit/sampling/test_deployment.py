@@ -378,13 +378,88 @@ async def test_a_stream_that_breaks_off_is_an_error_and_is_not_repeated() -> Non
     client, seen = sampler(httpx.Response(200, content=events(piece("Hel", 5), end=b"")))
     async with client:
         texts: list[str] = []
-        with pytest.raises(errors.TransportError, match="broke off"):
+        with pytest.raises(errors.StreamBrokenError, match="broke off"):
             async with client.stream_with_prompt_tokens(PROMPT) as stream:
                 async for each in stream:
                     texts.append(each.text)
         assert texts == ["Hel"]
         assert len(seen) == 1
         assert client.concurrency.in_flight == 0
+
+
+@virtual_time
+async def test_what_goes_wrong_on_the_way_is_told_after_what_came_before() -> None:
+    async def cut() -> AsyncIterator[bytes]:
+        yield events(piece("Hel", 5), end=b"")
+        raise httpx.ReadError("reset")
+
+    fault = {"error": {"code": 503, "message": f"out of memory {KEY}"}}
+    failing = httpx.Response(200, content=events(piece("Hel", 5), fault, end=b""))
+    for answer, expected, says in (
+        (httpx.Response(200, content=cut()), errors.StreamBrokenError, "reset"),
+        (failing, errors.ServiceUnavailableError, r"out of memory \*\*\*"),
+        (httpx.Response(200, content=b"data: {\n\n"), errors.ProtocolError, "no completion"),
+    ):
+        client, seen = sampler(answer)
+        texts: list[str] = []
+        async with client:
+            with pytest.raises(expected, match=says):
+                async with client.stream_with_prompt_tokens(PROMPT) as stream:
+                    async for each in stream:
+                        texts.append(each.text)
+        assert texts == ([] if expected is errors.ProtocolError else ["Hel"])
+        assert len(seen) == 1
+
+
+@virtual_time
+async def test_closing_the_sampler_ends_what_is_in_progress() -> None:
+    ended: list[float] = []
+
+    async def stuck(_: httpx.Request) -> httpx.Response:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            ended.append(anyio.current_time())
+        raise AssertionError
+
+    told: list[str] = []
+
+    async def sample(options: dict[str, Any]) -> None:
+        with pytest.raises(errors.ClosedError, match="the sampler was closed") as caught:
+            await client.sample_with_prompt_tokens(PROMPT, 3, **options)
+        told.append(str(caught.value))
+
+    async def stream() -> None:
+        with pytest.raises(errors.ClosedError, match="the sampler was closed") as caught:
+            async with client.stream_with_prompt_tokens(PROMPT):
+                raise AssertionError
+        told.append(str(caught.value))
+
+    client, seen = sampler(stuck, concurrency=FixedConcurrencyController(5))
+    async with anyio.create_task_group() as tasks:
+        async with client:
+            tasks.start_soon(sample, {})
+            tasks.start_soon(sample, {"seed": 1})  # some of it waits for a slot
+            tasks.start_soon(stream)
+            await anyio.sleep(2)
+        assert ended == [2.0] * len(seen) == [2.0] * 5  # when the block has been left, all is over
+    assert len(told) == 3
+    assert (client.concurrency.in_flight, client.concurrency.waiting) == (0, 0)
+    with pytest.raises(errors.ClosedError, match="not open"):
+        await client.sample_with_prompt_tokens(PROMPT)
+
+
+@virtual_time
+async def test_closing_the_sampler_does_not_wait_for_a_block_that_goes_on() -> None:
+    client, _ = sampler(httpx.Response(200, content=events(piece("Hel", 5), end=b"")))
+    async with client:
+        block = client.stream_with_prompt_tokens(PROMPT)
+        await block.__aenter__()
+        await client.aclose()
+        with pytest.raises(anyio.get_cancelled_exc_class()) as cancelled:
+            await anyio.sleep(1)
+        with pytest.raises(errors.ClosedError):
+            await block.__aexit__(cancelled.type, cancelled.value, cancelled.tb)
 
 
 @pytest.mark.parametrize("how", ["cancel", "break", "raise"])

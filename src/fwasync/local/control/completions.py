@@ -23,9 +23,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from fwasync._wire.completions import EVENT_STREAM, CompletionRequest, encode_event
+from fwasync._wire.completions import EVENT_STREAM, Completion, CompletionRequest, encode_event
 from fwasync._wire.hot_load import decode_strictly
-from fwasync._wire.messages import FailedOperation, SampleResult, ServiceFault, decode, encode
+from fwasync._wire.messages import FailedOperation, SampleResult, decode, encode
 from fwasync._wire.protobuf.samples import decode_sample
 from fwasync.local.control.answers import Asked, EventWriter, completion_of
 from fwasync.local.control.deployments import DeploymentDesk
@@ -232,7 +232,7 @@ class _EventStream(Response):
         if tokens or self._slot.result is None:
             return events, not self._writer.is_complete
         fault = _failure(self._slot.result)
-        told = ServiceFault(error={"code": fault.status, "message": fault.detail})
+        told = Completion(error={"code": fault.status, "message": fault.detail})
         return encode_event(encode(told)), False
 
 
