@@ -28,10 +28,13 @@ if TYPE_CHECKING:
     from fwasync.control.trainer_jobs import AsyncTrainerJobManager as AsyncTrainerJobManager
     from fwasync.errors import FwasyncError as FwasyncError
     from fwasync.errors import OperationTimeoutError as OperationTimeoutError
+    from fwasync.sampling.aimd import AimdSettings as AimdSettings
     from fwasync.sampling.client import AsyncSamplingClient as AsyncSamplingClient
     from fwasync.sampling.completions import SampledCompletion as SampledCompletion
     from fwasync.sampling.concurrency import AdaptiveConcurrencyController as AdaptiveConcurrencyController
+    from fwasync.sampling.concurrency import ConcurrencyController as ConcurrencyController
     from fwasync.sampling.concurrency import FixedConcurrencyController as FixedConcurrencyController
+    from fwasync.sampling.concurrency import concurrency_controller as concurrency_controller
     from fwasync.sampling.deployment import AsyncDeploymentSampler as AsyncDeploymentSampler
     from fwasync.service import AsyncServiceClient as AsyncServiceClient
     from fwasync.sync.client import ReconnectableClient as ReconnectableClient
@@ -49,6 +52,7 @@ if TYPE_CHECKING:
 __all__ = (
     "APIFuture",
     "AdaptiveConcurrencyController",
+    "AimdSettings",
     "AsyncDeploymentManager",
     "AsyncDeploymentSampler",
     "AsyncFireworksClient",
@@ -59,6 +63,7 @@ __all__ = (
     "AsyncTrainingClient",
     "AsyncWeightSyncer",
     "ConcurrencyConfig",
+    "ConcurrencyController",
     "DeployConfig",
     "DeploymentConfig",
     "FixedConcurrencyController",
@@ -78,6 +83,7 @@ __all__ = (
     "WandBConfig",
     "WeightSyncConfig",
     "__version__",
+    "concurrency_controller",
     "errors",
     "provision",
     "resolve_checkpoint_path",
@@ -87,6 +93,7 @@ __all__ = (
 _HOMES = {
     "APIFuture": "fwasync.training.future",
     "AdaptiveConcurrencyController": "fwasync.sampling.concurrency",
+    "AimdSettings": "fwasync.sampling.aimd",
     "AsyncDeploymentManager": "fwasync.control.deployments",
     "AsyncDeploymentSampler": "fwasync.sampling.deployment",
     "AsyncFireworksClient": "fwasync.control.client",
@@ -97,6 +104,7 @@ _HOMES = {
     "AsyncTrainingClient": "fwasync.training.client",
     "AsyncWeightSyncer": "fwasync.weights.syncer",
     "ConcurrencyConfig": "fwasync.config",
+    "ConcurrencyController": "fwasync.sampling.concurrency",
     "DeployConfig": "fwasync.config",
     "DeploymentConfig": "fwasync.config",
     "FixedConcurrencyController": "fwasync.sampling.concurrency",
@@ -115,6 +123,7 @@ _HOMES = {
     "TrainingClient": "fwasync.sync.training",
     "WandBConfig": "fwasync.config",
     "WeightSyncConfig": "fwasync.config",
+    "concurrency_controller": "fwasync.sampling.concurrency",
     "provision": "fwasync.control.provisioning",
     "resolve_checkpoint_path": "fwasync.training.client",
 }
