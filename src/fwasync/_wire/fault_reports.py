@@ -25,6 +25,7 @@ class FaultEvent(msgspec.Struct, frozen=True, omit_defaults=True):
         model_id: The model of the request, where it names one.
         seq_id: The number of the operation within its model, where it has one.
         request_id: The future, where it is known.
+        resource: The id of the trainer job or deployment that the request names or went through.
     """
 
     rule: int
@@ -33,6 +34,7 @@ class FaultEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     model_id: str | None = None
     seq_id: int | None = None
     request_id: str | None = None
+    resource: str | None = None
 
 
 class FaultReport(msgspec.Struct, frozen=True):
@@ -61,13 +63,14 @@ class Effects(msgspec.Struct, frozen=True):
 
 
 class ReleaseRequest(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Let a withheld result go, or all of them."""
+    """Let a withheld result go, or a trainer job or deployment start; without both, all of them."""
 
     request_id: str | None = None
+    resource: str | None = None
 
 
 class Released(msgspec.Struct, frozen=True):
-    """How many results were let go."""
+    """How many were let go."""
 
     released: int
 

@@ -67,9 +67,9 @@ class ScriptedService:
         """See `AsyncScriptedService.sampling`."""
         return self._portal.call(self._service.sampling)
 
-    def release(self, request_id: str | None = None) -> int:
+    def release(self, request_id: str | None = None, *, resource: str | None = None) -> int:
         """See `AsyncScriptedService.release`."""
-        return self._portal.call(self._service.release, request_id)
+        return self._portal.call(partial(self._service.release, request_id, resource=resource))
 
     def kill(self) -> None:
         """See `AsyncScriptedService.kill`."""
