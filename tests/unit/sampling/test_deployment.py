@@ -127,6 +127,29 @@ async def test_one_failure_ends_the_group() -> None:
 
 
 @virtual_time
+async def test_a_group_is_cancelled_wherever_its_members_are() -> None:
+    """A group is one call: whoever cancels it ends every request, waiting, running or in a pause."""
+    seen_at: list[float] = []
+
+    async def refuse(request: httpx.Request) -> httpx.Response:
+        seen_at.append(anyio.current_time())
+        if json.loads(request.content)["seed"] == 0:
+            return httpx.Response(503)
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    client, _ = sampler(refuse, concurrency=FixedConcurrencyController(2))
+    async with client, anyio.create_task_group() as tasks:
+        tasks.start_soon(lambda: client.sample_with_prompt_tokens(PROMPT, 5, seed=0))
+        await anyio.sleep(0.5)
+        assert (client.concurrency.in_flight, client.concurrency.waiting) == (2, 2)  # and one in its pause
+        tasks.cancel_scope.cancel()
+    await anyio.sleep(100)
+    assert len(seen_at) == 3
+    assert (client.concurrency.in_flight, client.concurrency.waiting) == (0, 0)
+
+
+@virtual_time
 async def test_a_cancellation_closes_all_requests_and_frees_their_slots() -> None:
     ended: list[float] = []
 
@@ -228,6 +251,56 @@ async def test_logprobs_are_all_there_or_none() -> None:
     assert (first.inference_logprobs, first.sampling_logprobs) == (None, None)
     assert second.sampling_logprobs == second.inference_logprobs == [-1.0, -2.0]
     assert third.sampling_logprobs is None
+
+
+ECHOED = [row(1, 0.0, routing_matrix="A"), row(2, -2.0), row(3, -3.0, routing_matrix="C"), row(4, -4.0)]
+GROWN = [row(5, -5.0, routing_matrix="E"), row(6, -6.0)]
+
+
+@pytest.mark.parametrize(
+    ("options", "ids", "rows", "matrices"),
+    [
+        ({}, [5, 6], GROWN, ["E", ""]),
+        ({"logprobs": True}, [5, 6], GROWN, ["E", ""]),
+        ({"echo": True}, [1, 2, 3, 4, 5, 6], ECHOED + GROWN, ["", "C", "", "E", ""]),
+        ({"echo_last": 2, "logprobs": True}, [3, 4, 5, 6], ECHOED[2:] + GROWN, ["C", "", "E", ""]),
+        ({"echo_last": 9}, [1, 2, 3, 4, 5, 6], ECHOED + GROWN, ["", "C", "", "E", ""]),
+        ({}, [5, 6], [row(5), row(6)], None),
+        ({}, [5, 6], None, None),
+    ],
+)
+def test_routing_matrices_are_in_the_places_of_the_logprobs(
+    options: dict[str, Any], ids: list[int], rows: list[dict[str, Any]] | None, matrices: list[str] | None
+) -> None:
+    @virtual_time
+    async def scenario() -> None:
+        client, seen = sampler(good(ids, rows))
+        async with client:
+            [completion] = await client.sample_with_prompt_tokens(PROMPT, include_routing_matrix=True, **options)
+            [without] = await client.sample_with_prompt_tokens(PROMPT, **options)
+        assert completion.routing_matrices == matrices
+        assert without.routing_matrices is None
+        if completion.inference_logprobs is not None and matrices is not None:
+            assert len(completion.inference_logprobs) == len(matrices)
+        sent = json.loads(seen[0].content)
+        assert (sent["include_routing_matrix"], sent.get("echo"), sent.get("echo_last")) == (
+            True,
+            options.get("echo"),
+            options.get("echo_last"),
+        )
+        assert "include_routing_matrix" not in json.loads(seen[1].content)
+
+    scenario()
+
+
+@virtual_time
+async def test_logprobs_of_the_old_format_are_none() -> None:
+    answer = body([5, 6])
+    answer["choices"][0]["logprobs"] = {"tokens": ["a", "b"], "token_logprobs": [-0.1, -0.2]}
+    client, _ = sampler(httpx.Response(200, json=answer))
+    async with client:
+        [completion] = await client.sample_with_prompt_tokens(PROMPT, logprobs=True)
+    assert (completion.inference_logprobs, completion.routing_matrices) == (None, None)
 
 
 # -- filters ---------------------------------------------------------------------------------------
