@@ -16,7 +16,16 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from fwasync import AsyncServiceClient, AsyncTrainingClient, ServiceClient, types
+from fwasync import (
+    AsyncDeploymentManager,
+    AsyncFireworksClient,
+    AsyncServiceClient,
+    AsyncTrainingClient,
+    DeploymentConfig,
+    SampledCompletion,
+    ServiceClient,
+    types,
+)
 from fwasync.local import launch
 from fwasync.testing import blocking_local_service, local_service
 
@@ -126,6 +135,45 @@ async def drive_test_another_order(example: Callable[..., Awaitable[None]]) -> N
     async with local_service() as local, AsyncServiceClient(local.base_url, local.api_key) as service:
         async with service.create_training_client("fwasync/qwen3-tiny", lora_rank=0) as client:
             await example(local, client, [DATUM], types.AdamParams(learning_rate=3e-3))
+
+
+@asynccontextmanager
+async def deployed() -> AsyncIterator[tuple[str, str, str]]:
+    async with launch() as local, AsyncFireworksClient(local.base_url, local.api_key) as fireworks:
+        manager = AsyncDeploymentManager(fireworks)
+        config = DeploymentConfig(deployment_id="docs", base_model="accounts/fwasync/models/qwen3-tiny")
+        name = (await manager.create(config)).name
+        await manager.wait_until_ready("docs")
+        yield local.base_url, local.api_key, name
+
+
+async def drive_sample_groups(example: Callable[..., Awaitable[list[list[SampledCompletion]]]]) -> None:
+    async with deployed() as (url, key, name):
+        groups = await example(url, key, name, [TOKENS[:n] for n in (3, 4)])
+        assert [[each.prompt_len for each in group] for group in groups] == [[3] * 8, [4] * 8]
+
+
+async def drive_stream(example: Callable[..., Awaitable[str]]) -> None:
+    async with deployed() as (url, key, name):
+        assert await example(url, key, name, TOKENS)
+
+
+async def drive_share(example: Callable[..., Awaitable[None]]) -> None:
+    async with deployed() as (url, key, name):
+        await example(url, key, name, TOKENS)
+
+
+async def drive_on_a_service(example: Callable[..., Awaitable[None]]) -> None:
+    async with local_service() as local:
+        await example(local)
+
+
+drive_test_provisioning = drive_test_hot_loads = drive_test_sampling = drive_on_a_service
+
+
+async def drive_test_pre_emption(example: Callable[..., Awaitable[None]]) -> None:
+    async with local_service() as local:
+        await example(local, [DATUM], types.AdamParams(learning_rate=3e-3))
 
 
 async def drive_test_resume(example: Callable[..., Awaitable[None]]) -> None:
