@@ -45,8 +45,8 @@ async def until(service: AsyncScriptedService, requests: int) -> int:
         await anyio.sleep(0.005)
 
 
-async def cancelled(service: AsyncScriptedService, *, stream: bool) -> tuple[float, float, int]:
-    """Seconds until all tasks have ended, and until the service has nothing left; tokens sampled in between."""
+async def cancelled(service: AsyncScriptedService, *, stream: bool) -> tuple[float, float, float, int]:
+    """Seconds until all tasks have ended, the CPU's of them, and until the service has nothing left; tokens meanwhile."""
     name, controller = "accounts/local/deployments/bench", FixedConcurrencyController(SAMPLES)
 
     async def one() -> None:
@@ -62,11 +62,11 @@ async def cancelled(service: AsyncScriptedService, *, stream: bool) -> tuple[flo
             for _ in range(SAMPLES):
                 tasks.start_soon(one)
             before = await until(service, SAMPLES)
-            started = time.perf_counter()
+            started, cpu = time.perf_counter(), time.process_time()
             tasks.cancel_scope.cancel()
-        here = time.perf_counter() - started
+        here, cpu = time.perf_counter() - started, time.process_time() - cpu
         after = await until(service, 0)
-        return here, time.perf_counter() - started, after - before
+        return here, cpu, time.perf_counter() - started, after - before
 
 
 async def main(rounds: int) -> None:
@@ -78,10 +78,11 @@ async def main(rounds: int) -> None:
         for stream in (False, True):
             found = [await cancelled(service, stream=stream) for _ in range(rounds)]
             print("streamed" if stream else "whole")
-            for what, values in (("tasks ended here", 0), ("nothing left on the service", 1)):
-                ms = sorted(row[values] * 1e3 for row in found)
+            rows = ("tasks ended here", "CPU time of that", "nothing left on the service")
+            for column, what in enumerate(rows):
+                ms = sorted(row[column] * 1e3 for row in found)
                 print(f"  {what:<28} {ms[0]:6.0f} / {ms[len(ms) // 2]:6.0f} / {ms[-1]:6.0f} ms")
-            print(f"  {'tokens sampled meanwhile':<28} {max(row[2] for row in found):6d} at most")
+            print(f"  {'tokens sampled meanwhile':<28} {max(row[3] for row in found):6d} at most")
 
 
 if __name__ == "__main__":

@@ -58,6 +58,20 @@ def sampler(*steps: httpx.Response | Exception | Handler, **options: Any) -> tup
     return AsyncDeploymentSampler("http://service.test", MODEL, KEY, transport=transport, **options), seen
 
 
+def endless() -> tuple[Handler, list[float]]:
+    """A service that never answers, and when its requests were ended."""
+    ended: list[float] = []
+
+    async def stuck(_: httpx.Request) -> httpx.Response:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            ended.append(anyio.current_time())
+        raise AssertionError
+
+    return stuck, ended
+
+
 @virtual_time
 async def test_what_is_sent_and_what_comes_back() -> None:
     client, seen = sampler(good(rows=[row(5, -0.1), row(6, -0.2, sampling_logprob=-0.3)]))
@@ -151,15 +165,7 @@ async def test_a_group_is_cancelled_wherever_its_members_are() -> None:
 
 @virtual_time
 async def test_a_cancellation_closes_all_requests_and_frees_their_slots() -> None:
-    ended: list[float] = []
-
-    async def stuck(_: httpx.Request) -> httpx.Response:
-        try:
-            await anyio.sleep_forever()
-        finally:
-            ended.append(anyio.current_time())
-        raise AssertionError
-
+    stuck, ended = endless()
     client, _ = sampler(stuck, concurrency=FixedConcurrencyController(3))
     async with client:
         with anyio.move_on_after(5):
@@ -486,15 +492,7 @@ async def test_what_goes_wrong_on_the_way_is_told_after_what_came_before() -> No
 
 @virtual_time
 async def test_closing_the_sampler_ends_what_is_in_progress() -> None:
-    ended: list[float] = []
-
-    async def stuck(_: httpx.Request) -> httpx.Response:
-        try:
-            await anyio.sleep_forever()
-        finally:
-            ended.append(anyio.current_time())
-        raise AssertionError
-
+    stuck, ended = endless()
     told: list[str] = []
 
     async def sample(options: dict[str, Any]) -> None:
