@@ -46,7 +46,7 @@ async def until(service: AsyncScriptedService, requests: int) -> int:
 
 
 async def cancelled(service: AsyncScriptedService, *, stream: bool) -> tuple[float, float, float, int]:
-    """Seconds until all tasks have ended, the CPU's of them, and until the service has nothing left; tokens meanwhile."""
+    """Seconds until all tasks have ended, the CPU's of them, and until the service has nothing left; and tokens."""
     name, controller = "accounts/local/deployments/bench", FixedConcurrencyController(SAMPLES)
 
     async def one() -> None:

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from fwasync import errors
-from fwasync.sampling.aimd import AimdSettings
+from fwasync.sampling.aimd import AimdSettings, Observation
 from fwasync.sampling.concurrency import AdaptiveConcurrencyController, FixedConcurrencyController
 from fwasync.sampling.deployment import AsyncDeploymentSampler
 from fwasync.testing import virtual_time
@@ -407,6 +407,34 @@ async def test_metrics_are_read_from_headers_too() -> None:
     [metrics] = client.drain_metrics()
     assert (metrics.prefill_queue_duration, metrics.response_request_id) == (0.25, "r1")
     assert metrics.num_concurrent_requests is None
+
+
+@virtual_time
+async def test_a_controller_learns_the_latency_of_whole_answers_and_the_first_token_of_streams() -> None:
+    async def slow(_: httpx.Request) -> httpx.Response:
+        await anyio.sleep(3)
+        return good()
+
+    async def late() -> AsyncIterator[bytes]:
+        await anyio.sleep(2)
+        yield STREAM
+
+    learned: list[Observation] = []
+
+    class Learner(FixedConcurrencyController):
+        def _learn(self, observation: Observation, began: float | None) -> None:
+            learned.append(observation)
+
+    streamed = httpx.Response(200, content=late())
+    client, _ = sampler(slow, streamed, concurrency=Learner(1))
+    async with client:
+        await client.sample_with_prompt_tokens(PROMPT)
+        async with client.stream_with_prompt_tokens(PROMPT) as stream:
+            async for _ in stream:
+                await anyio.sleep(10)  # the reader's own time
+    whole, stream_told = learned
+    assert (whole.ttft_s, whole.latency_s, whole.tokens) == (None, pytest.approx(3), 2)
+    assert stream_told.ttft_s == pytest.approx(2)
 
 
 # -- streams ---------------------------------------------------------------------------------------
