@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from fwasync import errors as errors
     from fwasync import types as types
     from fwasync._http.retry import RetryPolicy as RetryPolicy
+    from fwasync.checkpoints.resume import resolve_resume as resolve_resume
+    from fwasync.checkpoints.saving import CheckpointKind as CheckpointKind
+    from fwasync.checkpoints.saving import save_checkpoint as save_checkpoint
     from fwasync.config import ConcurrencyConfig as ConcurrencyConfig
     from fwasync.config import DeployConfig as DeployConfig
     from fwasync.config import DeploymentConfig as DeploymentConfig
@@ -62,6 +65,7 @@ __all__ = (
     "AsyncTrainerJobManager",
     "AsyncTrainingClient",
     "AsyncWeightSyncer",
+    "CheckpointKind",
     "ConcurrencyConfig",
     "ConcurrencyController",
     "DeployConfig",
@@ -87,6 +91,8 @@ __all__ = (
     "errors",
     "provision",
     "resolve_checkpoint_path",
+    "resolve_resume",
+    "save_checkpoint",
     "types",
 )
 
@@ -103,6 +109,7 @@ _HOMES = {
     "AsyncTrainerJobManager": "fwasync.control.trainer_jobs",
     "AsyncTrainingClient": "fwasync.training.client",
     "AsyncWeightSyncer": "fwasync.weights.syncer",
+    "CheckpointKind": "fwasync.checkpoints.saving",
     "ConcurrencyConfig": "fwasync.config",
     "ConcurrencyController": "fwasync.sampling.concurrency",
     "DeployConfig": "fwasync.config",
@@ -126,6 +133,8 @@ _HOMES = {
     "concurrency_controller": "fwasync.sampling.concurrency",
     "provision": "fwasync.control.provisioning",
     "resolve_checkpoint_path": "fwasync.training.client",
+    "resolve_resume": "fwasync.checkpoints.resume",
+    "save_checkpoint": "fwasync.checkpoints.saving",
 }
 
 

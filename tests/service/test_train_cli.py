@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -63,12 +64,12 @@ def test_a_run_on_a_local_service(train: Train, data: Path, tmp_path: Path) -> N
     run = tmp_path / "runs" / "sft-001"
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
-    assert records[-1]["train/loss"] < records[0]["train/loss"]
+    assert records[-1]["train/ce_loss"] < records[0]["train/ce_loss"]
     first, last = [json.loads(line) for line in (run / "checkpoints.jsonl").read_text().splitlines()]
-    assert (first["step"], last["step"], last["data_consumed"]) == (3, 6, 24)
+    assert (first["step"], last["step"], last["data_consumed"]) == (3, 6, 27)
     assert last["state_path"] in out
     assert last["sampler_path"] in out
-    assert "1 of 9 rows have more than 512 tokens and are left out: line 9" in out
+    assert re.search(r"1 of 9 rows are left out: line 9: 6\d\d tokens are more than 512", out)
     assert "fwasync serve --data-dir runs/sft-001/service" in out
     assert "</html>" in (run / "report.html").read_text()
 
@@ -80,10 +81,47 @@ def test_a_run_on_a_service_of_ones_own(train: Train, service, data: Path, tmp_p
     assert (status, err) == (0, "")
     assert not (tmp_path / "run" / "service").exists()
     assert service.key not in (tmp_path / "run" / "config.json").read_text()
-    status, _, err = train(*options, "--base-url", url, "--api-key", service.key)
-    assert status == 1
-    assert "run already holds a run" in err
     assert "Loss" in out
+    status, again, err = train(*options, "--steps", 3, "--base-url", url, "--api-key", service.key)
+    assert (status, err) == (0, "")
+    assert "begun with another configuration: max_steps 2 → 3" in again
+    assert "2 steps and 4 rows are done" in again
+    assert "in 3 steps" in again
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_a_run_that_is_interrupted_saves_and_goes_on(data: Path, tmp_path: Path) -> None:
+    def command(epochs: int) -> subprocess.Popen[str]:
+        options = ("--data", data, "--epochs", epochs, "--batch-size", 4, "--lora-rank", 4, "--log-path", "run")
+        code = "import sys; sys.modules.update(torch=None, transformers=None); from fwasync.cli import main; main()"
+        return subprocess.Popen(
+            [sys.executable, "-c", code, "train", "sft", *map(str, options)],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "FWASYNC_BASE_URL": ""},
+        )
+
+    process = command(100_000)
+    try:
+        assert process.stdout is not None
+        while "ce loss" not in process.stdout.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, err
+    assert err == "stopping after the steps in hand; once more to stop now\ninterrupted\n"
+    told = re.search(r"interrupted: step (\d+) of 200000 is done\. The same log_path goes on from there\.", out)
+    assert told
+    done = int(told[1])
+    out, err = command((done + 4) // 2).communicate(timeout=60)
+    assert err == ""
+    assert f"{done} steps and {done * 4} rows are done" in out
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, (done + 4) // 2 * 2 + 1))
 
 
 def test_a_dry_run_starts_and_leaves_nothing(train: Train, data: Path, tmp_path: Path) -> None:
@@ -122,7 +160,7 @@ def test_a_dry_run_says_when_it_could_not_ask(train: Train, data: Path, monkeypa
     status, out, err = train("--data", data, "--dry-run", *where)
     assert (status, err) == (0, "")
     assert "the service was not asked: nothing answers" in out
-    assert "1 steps of 32 rows: 1.00 passes" in out
+    assert "3 steps of 32 rows: 3.00 passes" in out
 
 
 # -- one clear line ------------------------------------------------------------------------------------------
@@ -230,7 +268,7 @@ def test_a_model_that_cannot_be(
 
 def test_settings_out_of_range(refused: Refused, data: Path) -> None:
     refused("--data", data, "--lora-rank", -1, status=2, told="--lora-rank is -1")
-    refused("--data", data, "--steps", 1, "--epochs", 1, status=2, told="either steps or epochs")
+    refused("--data", data, "--warmup-steps", -1, status=2, told="--warmup-steps is -1")
 
 
 def test_broken_rows(refused: Refused, tmp_path: Path) -> None:

@@ -91,8 +91,8 @@ def sft(
         str | None, typer.Option(help="Its key. Better: set FWASYNC_API_KEY, which no process list shows.")
     ] = None,
     base_model: Annotated[str, typer.Option(help="The model to start from.")] = "fwasync/qwen3-tiny",
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps.", show_default="one pass over the rows")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Or: passes over the rows.", show_default=False)] = None,
+    steps: Annotated[int | None, typer.Option(help="End after so many steps.", show_default="no limit")] = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the rows.")] = 3,
     batch_size: Annotated[int, typer.Option(help="Rows of a step.")] = 32,
     learning_rate: Annotated[float, typer.Option(help="After the warm-up.")] = 1e-3,
     warmup_steps: Annotated[int, typer.Option(help="Steps in which the learning rate rises.")] = 0,
@@ -103,26 +103,33 @@ def sft(
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints; 0: only at the end.")] = 0,
     seed: Annotated[int, typer.Option(help="The same seed gives the same run.")] = 0,
     log_path: Annotated[
-        Path | None, typer.Option(help="Directory of the run.", show_default="the next free runs/sft-…")
+        Path | None,
+        typer.Option(
+            help="Directory of the run; one that was interrupted goes on.", show_default="the next free runs/sft-…"
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, start and spend nothing.")] = False,
 ) -> None:
     """Fine-tune on chats, on this machine or on a trainer service."""
     from fwasync.cli.running import execute
     from fwasync.cli.train_sft import run_sft
+    from fwasync.recipes.stopping import StopRequest
 
     settings: dict[str, Any] = {
-        "data": data,
+        "dataset": str(data),
         "base_model": base_model,
-        "steps": steps,
+        "max_steps": steps,
         "epochs": epochs,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
-        "warmup_steps": warmup_steps,
+        "lr_scheduler": {"warmup_steps": warmup_steps},
         "lora_rank": lora_rank,
         "max_seq_len": max_seq_len,
-        "save_every": save_every,
+        "dcp_save_interval": save_every,
         "seed": seed,
     }
-    command = partial(run_sft, settings, base_url=base_url, api_key=api_key, log_path=log_path, dry_run=dry_run)
-    execute(command, debug=context.obj)
+    stop = StopRequest()
+    command = partial(
+        run_sft, settings, base_url=base_url, api_key=api_key, log_path=log_path, dry_run=dry_run, stop=stop
+    )
+    execute(command, debug=context.obj, stop=None if dry_run else stop)

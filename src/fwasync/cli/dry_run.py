@@ -2,27 +2,44 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio.to_thread
+import numpy as np
 
 from fwasync import AsyncServiceClient
 from fwasync.cli.failures import CommandError
 from fwasync.cli.local_service import require_local
 from fwasync.data.chat import ChatTokenizer
 from fwasync.data.jsonl import Chat
-from fwasync.data.supervised import tokenize
 from fwasync.errors import AuthenticationError, FwasyncError, TransportError, UsageError
 from fwasync.recipes import sft
+from fwasync.recipes.batches import Batches
+from fwasync.recipes.rows import render
 
 if TYPE_CHECKING:
     from fwasync.cli.train_sft import Where
 
 __all__ = ("check",)
+
+_SHOWN = {
+    "base_model",
+    "lora_rank",
+    "learning_rate",
+    "batch_size",
+    "epochs",
+    "max_steps",
+    "seed",
+    "max_seq_len",
+    "grad_clip_norm",
+    "dcp_save_interval",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +57,9 @@ async def check(config: sft.Config, chats: Sequence[Chat], where: Where) -> None
     Raises:
         FwasyncError: What is certain to fail.
     """
-    for name, value in config.model_dump(exclude={"log_path", "data"}).items():
+    for name, value in config.model_dump(include=_SHOWN).items():
         print(f"  {name:<15} {'default' if value is None else value}")
-    print(f"{config.data}: {len(chats)} rows")
+    print(f"{config.dataset}: {len(chats)} rows")
     model = await (_remote(where, config) if where.base_url else anyio.to_thread.run_sync(_local, config))
     if model.note:
         print(model.note)
@@ -56,15 +73,19 @@ async def check(config: sft.Config, chats: Sequence[Chat], where: Where) -> None
 
         def measure(tokenizer: ChatTokenizer = model.tokenizer, limit: int = limit) -> None:
             nonlocal rows
-            found = tokenize(config.data, chats, tokenizer, max_seq_len=limit)
-            rows = len(found.rows)
-            print(f"tokens: {found.tokens:,}, of which {found.trained_tokens:,} are trained on")
-            print(found.describe_too_long() or f"no row has more than {limit} tokens")
+            found = render(config.dataset, chats, tokenizer).limited(limit)
+            kept = found.chosen(range(len(found.rows)))
+            rows = len(kept)
+            trained = sum(int(np.count_nonzero(row.weights)) for row in kept)
+            print(f"tokens: {sum(len(row.tokens) for row in kept):,}, of which {trained:,} are trained on")
+            print(found.describe_dropped() or f"no row has more than {limit} tokens")
 
         await anyio.to_thread.run_sync(measure)
-    steps = config.total_steps(rows)
-    print(f"{steps:,} steps of {config.batch_size} rows: {config.consumed_rows(rows) / rows:.2f} passes over the data")
-    checkpoints = 1 + ((steps - 1) // config.save_every if config.save_every else 0)
+    order = Batches([True] * rows, config.batch_size, epochs=config.epochs, seed=config.seed)
+    steps = min(order.steps(), config.max_steps or sys.maxsize)
+    passes = next(islice(order.after(), steps - 1, None)).consumed / rows
+    print(f"{steps:,} steps of {config.batch_size} rows: {passes:.2f} passes over the data")
+    checkpoints = 1 + ((steps - 1) // config.dcp_save_interval if config.dcp_save_interval else 0)
     service = where.base_url or "a local service, started for the run"
     kind = f"a LoRA adapter of rank {config.lora_rank} on" if config.lora_rank else "all parameters of"
     print(f"It would train {kind} {config.base_model} at {service},")

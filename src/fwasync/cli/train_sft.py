@@ -20,11 +20,15 @@ from fwasync.cli.output import print_files
 from fwasync.cli.recorded import new_run_directory, recorded
 from fwasync.data.jsonl import Chat, read_chats
 from fwasync.errors import UsageError
-from fwasync.recipes import sft
+from fwasync.recipes import sft, trainers
+from fwasync.recipes.stopping import StopRequest
 from fwasync.tracking.report import render_report
 from fwasync.tracking.run import Record
 
 __all__ = ("Where", "make_config", "run_sft")
+
+# Options that are called otherwise than what they set.
+_OPTIONS = {"dataset": "data", "max_steps": "steps", "dcp_save_interval": "save-every", "warmup_steps": "warmup-steps"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,7 @@ async def run_sft(
     api_key: str | None,
     log_path: Path | None,
     dry_run: bool,
+    stop: StopRequest,
 ) -> None:
     """Train, and print the outcome; or check what would be done.
 
@@ -57,7 +62,7 @@ async def run_sft(
     """
     where = Where(base_url, api_key)
     config = make_config(settings, log_path or Path("runs/sft-…"))
-    chats = await anyio.to_thread.run_sync(read_chats, config.data, abandon_on_cancel=True)
+    chats = await anyio.to_thread.run_sync(read_chats, config.dataset, abandon_on_cancel=True)
     if dry_run:
         from fwasync.cli.dry_run import check
 
@@ -67,7 +72,7 @@ async def run_sft(
         require_local()
     directory = log_path or new_run_directory("sft")
     config = make_config(settings, directory)
-    await _train(config, chats, where)
+    await _train(config, chats, where, stop)
 
 
 def make_config(settings: Mapping[str, Any], log_path: Path) -> sft.Config:
@@ -87,22 +92,28 @@ def _fault(location: Sequence[str | int], reason: str, given: object) -> str:
     reason = reason.removeprefix("Value error, ")
     if not location:
         return reason
-    return f"--{str(location[0]).replace('_', '-')} is {given}: {reason[0].lower()}{reason[1:]}"
+    name = _OPTIONS.get(str(location[-1])) or str(location[0]).replace("_", "-")
+    return f"--{name} is {given}: {reason[0].lower()}{reason[1:]}"
 
 
-async def _train(config: sft.Config, chats: Sequence[Chat], where: Where) -> None:
+async def _train(config: sft.Config, chats: Sequence[Chat], where: Where, stop: StopRequest) -> None:
+    title, report = f"sft {Path(config.dataset).name}", partial(_report, config)
     async with (
-        recorded(config.log_path, config, title=f"sft {config.data.name}", report=partial(_report, config)) as run,
+        recorded(config.log_path, config, title=title, report=report, resume=True) as run,
         _service(where, config.log_path) as service,
     ):
-        result = await sft.train(config, service=service, run=run, chats=chats)
+        result = await sft.train(config, where=trainers.Where(service=service), run=run, chats=chats, stop=stop)
     print()
-    if result.rows.too_long:
-        print(f"Note: {result.rows.describe_too_long()}.")
-    losses = [record.metrics["train/loss"] for record in run.records]
-    print(f"Loss {losses[0]:.3f} → {losses[-1]:.3f} nats per trained token, in {len(losses)} steps.")
-    print(f"Checkpoint, to go on from: {result.checkpoint.state_path}")
-    print(f"Snapshot, to sample from:  {result.checkpoint.sampler_path}")
+    if result.rows.dropped:
+        print(f"Note: {result.rows.describe_dropped()}.")
+    losses = _losses(run.records)
+    if losses:
+        print(f"Loss {losses[0]:.3f} → {losses[-1]:.3f} nats per trained token, in {len(losses)} steps.")
+    saved = result.checkpoint
+    if saved is not None and saved.state_path:
+        print(f"Checkpoint, to go on from: {saved.state_path}")
+    if saved is not None and saved.sampler_path:
+        print(f"Snapshot, to sample from:  {saved.sampler_path}")
     print_files(config.log_path)
     if where.base_url is None:
         print("Serve its checkpoint and snapshot again with:")
@@ -123,10 +134,10 @@ async def _service(where: Where, log_path: Path) -> AsyncGenerator[AsyncServiceC
 
 
 def _report(config: sft.Config, records: Sequence[Record]) -> str:
-    losses = [record.metrics["train/loss"] for record in records]
-    summary = [
-        ("data", config.data.name),
-        ("base model", config.base_model),
-        ("loss", f"{losses[0]:.3f} → {losses[-1]:.3f}"),
-    ]
-    return render_report(title=f"SFT on {config.data.name}", summary=summary, records=records, tables=())
+    name, losses = Path(config.dataset).name, _losses(records)
+    summary = [("data", name), ("base model", config.base_model), ("loss", f"{losses[0]:.3f} → {losses[-1]:.3f}")]
+    return render_report(title=f"SFT on {name}", summary=summary, records=records, tables=())
+
+
+def _losses(records: Sequence[Record]) -> list[float]:
+    return [record.metrics["train/ce_loss"] for record in records if record.phase == sft.PHASE]

@@ -27,7 +27,9 @@ class Headline:
 HEADLINES = (
     Headline("rollout/reward", "reward", "Reward"),
     Headline("train/loss", "train/loss", "Loss"),
+    Headline("train/ce_loss", "ce loss", "Cross-entropy loss"),
     Headline("perf/tokens_per_s", "tokens/s", "Tokens per second"),
+    Headline("train/tokens_per_sec", "tokens/s", "Tokens per second"),
     Headline("rollout/in_flight", "in flight", "Samples in flight"),
     Headline("rollout/staleness", "staleness", "Staleness (policy versions)"),
     Headline("train/grad_norm", "grad norm", "Gradient norm"),

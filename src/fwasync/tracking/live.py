@@ -25,7 +25,13 @@ __all__ = ("LiveView",)
 
 _DRAW_EVERY_S = 0.125
 _HISTORY = 512
-_COLORS = {"train/loss": "cyan", "rollout/reward": "green", "perf/tokens_per_s": "blue"}
+_COLORS = {
+    "train/loss": "cyan",
+    "train/ce_loss": "cyan",
+    "rollout/reward": "green",
+    "perf/tokens_per_s": "blue",
+    "train/tokens_per_sec": "blue",
+}
 
 
 class _History:

@@ -3,6 +3,9 @@
 Logging puts a line in memory; one task, owned by the run, writes lines in a worker thread. Writing may fail at
 any time (full disk, directory removed). Then nothing that was logged is forgotten: it waits in memory for the
 next attempt, and `log`, `flush` or leaving the run says what is wrong.
+
+A directory is used by one run at a time. One that was interrupted can go on in its directory: what it had logged is
+`records` again, and its recipe forgets what lies behind the checkpoint that it resumes from (`rewind`).
 """
 
 from __future__ import annotations
@@ -10,13 +13,10 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import math
 import operator
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from numbers import Integral
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, runtime_checkable
@@ -27,6 +27,9 @@ import anyio.to_thread
 from fwasync._background import Background
 from fwasync.errors import ClosedError, RunDirectoryError, UsageError
 from fwasync.tracking.files import LineFile, write_atomically
+from fwasync.tracking.history import changes, read_config, read_metrics
+from fwasync.tracking.lock import DirectoryLock
+from fwasync.tracking.records import Record, is_after, line_of, metric
 from fwasync.tracking.settings import config_json
 
 __all__ = ("Record", "Run", "Ticking", "View", "open_run")
@@ -35,26 +38,8 @@ logger = logging.getLogger(__name__)
 
 _METRICS = "metrics.jsonl"
 _CONFIG = "config.json"
-_OWN_KEYS = frozenset({"time_s", "phase", "step"})
 _LEAVE_S = 2.0
 _TICK_S = 0.25
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """What was logged at one step.
-
-    Attributes:
-        phase: The part of the run, such as `"sft"` or `"rl"`.
-        step: The step within the phase.
-        time_s: Seconds since the run began.
-        metrics: Values by name; they may be NaN or infinite.
-    """
-
-    phase: str
-    step: int
-    time_s: float
-    metrics: Mapping[str, float]
 
 
 class View(Protocol):
@@ -99,14 +84,18 @@ class Run:
 
     Attributes:
         log_path: The directory.
-        records: Everything that was logged, in order.
+        records: Everything that was logged, in order; in a run that goes on, also what was logged before.
     """
 
-    def __init__(self, log_path: str | Path, *, config: Mapping[str, Any], view: View | None = None) -> None:
+    def __init__(
+        self, log_path: str | Path, *, config: Mapping[str, Any], view: View | None = None, resume: bool = False
+    ) -> None:
         self.log_path = Path(log_path)
         self.records: list[Record] = []
         self._config = config
         self._view = view
+        self._resume = resume
+        self._lock = DirectoryLock(self.log_path)
         self._lines = LineFile(self.log_path / _METRICS)
         self._background = Background()
         # A limiter of its own: the last lines of a run must not wait for a free thread behind user's work.
@@ -137,10 +126,10 @@ class Run:
             ClosedError: The run is not open.
         """
         self._check_open()
-        values = {name: _number(name, value) for name, value in metrics.items()}
+        values = {name: metric(name, value) for name, value in metrics.items()}
         record = Record(phase, operator.index(step), time.monotonic() - self._began, values)
         self.records.append(record)
-        self._lines.add(_line(record))
+        self._lines.add(line_of(record))
         self._wake.set()
         self._tell(lambda view: view.show(record))
         if self._failure is not None:
@@ -193,20 +182,61 @@ class Run:
             raise RunDirectoryError(f"cannot write {path}: {_reason(error)}") from error
         return path
 
+    async def rewind(self, phase: str, step: int) -> int:
+        """Forget what was logged of a phase after a step, in `records` and on the disk.
+
+        A run that resumes from a checkpoint of that step logs those steps again.
+
+        Returns:
+            How many records were forgotten.
+
+        Raises:
+            RunDirectoryError: The file cannot be written; it is as it was.
+
+        **Cancellation:** they are forgotten, or not, as a whole.
+        """
+        self._check_open()
+        kept = [record for record in self.records if record.phase != phase or record.step <= step]
+        forgotten = len(self.records) - len(kept)
+        if forgotten:
+
+            def keep() -> None:
+                self._lines.keep(lambda line: not is_after(line, phase, step))
+
+            try:
+                await anyio.to_thread.run_sync(keep, limiter=self._limiter)
+            except OSError as error:
+                raise self._cannot_write(error) from error
+            self.records[:] = kept
+        return forgotten
+
     # -- entering and leaving --------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
         config = config_json(self._config)
         try:
-            await anyio.to_thread.run_sync(self._claim, config, limiter=self._limiter)
+            await self._enter(config)
         except OSError as error:
+            self._lock.release()
             raise RunDirectoryError(f"cannot make a run in {self.log_path}: {_reason(error)}") from error
-        self._began = time.monotonic()
-        await self._background.open()
+        except BaseException:
+            self._lock.release()
+            raise
         self._background.start(self._write_on)
         self._background.start(self._tick_on)
         self._open = True
         return self
+
+    async def _enter(self, config: str) -> None:
+        changed = await anyio.to_thread.run_sync(self._claim, config, limiter=self._limiter)
+        before_s = max((record.time_s for record in self.records), default=0.0)
+        self._began = time.monotonic() - before_s
+        if changed:
+            text = f"the run in {self.log_path} was begun with another configuration: {', '.join(changed)}"
+            if self._view is None:
+                logger.warning("%s", text)
+            self._tell(lambda view: view.message(text))
+        await self._background.open()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -216,6 +246,7 @@ class Run:
         try:
             failure = await self._write_the_rest()
         finally:
+            self._lock.release()
             await self._background.aclose()
         if failure is None:
             return
@@ -225,28 +256,36 @@ class Run:
             logger.error("%s", failure)
             error.add_note(str(failure))
 
-    def _claim(self, config: str) -> None:
-        """Make the directory this run's own. Of two runs at once, one gets it."""
+    def _claim(self, config: str) -> list[str]:
+        """Make the directory this run's own; what has changed since it was begun. Of two runs at once, one gets it."""
         self.log_path.mkdir(parents=True, exist_ok=True)
-        for name in (_METRICS, _CONFIG):
-            if os.path.lexists(self.log_path / name):
-                raise self._taken(name)
-        try:
+        if not self._resume:
+            self._refuse_used()
+        self._lock.acquire()
+        if not self._resume:
+            self._refuse_used()
+        path = self.log_path / _CONFIG
+        changed = list(changes(read_config(path) or json.loads(config), json.loads(config)))
+        new = not os.path.lexists(self._lines.path)
+        if new:
             with self._lines.path.open("xb"):
                 pass
-        except FileExistsError:
-            raise self._taken(_METRICS) from None
         try:
-            write_atomically(self.log_path / _CONFIG, config)
+            self.records += read_metrics(self._lines.path)
+            write_atomically(path, config)
         except OSError:
-            self._lines.path.unlink(missing_ok=True)
+            if new:
+                self._lines.path.unlink(missing_ok=True)
             raise
+        return changed
 
-    def _taken(self, name: str) -> RunDirectoryError:
-        return RunDirectoryError(
-            f"{self.log_path} already holds a run (it has a {name}); "
-            "choose another log_path, or move or remove that directory first"
-        )
+    def _refuse_used(self) -> None:
+        for name in (_METRICS, _CONFIG):
+            if os.path.lexists(self.log_path / name):
+                raise RunDirectoryError(
+                    f"{self.log_path} already holds a run (it has a {name}); "
+                    "choose another log_path, or move or remove that directory first"
+                )
 
     # -- writing ---------------------------------------------------------------------------------
 
@@ -306,37 +345,23 @@ class Run:
             raise ClosedError(f"the run in {self.log_path} is not open; use it inside `async with open_run(...)`")
 
 
-def open_run(log_path: str | Path, *, config: Mapping[str, Any], view: View | None = None) -> Run:
+def open_run(log_path: str | Path, *, config: Mapping[str, Any], view: View | None = None, resume: bool = False) -> Run:
     """Make a run, to be entered with `async with`.
 
-    Entering creates the directory with its parents, and writes `config.json`, with secrets masked.
+    Entering creates the directory with its parents, locks it, and writes `config.json`, with secrets masked.
 
     Args:
-        log_path: A directory that does not hold a run yet.
+        log_path: A directory that does not hold a run yet; with `resume` it may.
         config: Everything that determines the run.
         view: Who watches it; see `fwasync.tracking.views.make_view`. It is closed with the run.
+        resume: Go on with the run that the directory holds, if it holds one. What differs in the configuration is told
+            to the view, or logged without one.
 
     Raises:
-        RunDirectoryError: On entering: the directory holds a run, or cannot be written.
+        RunDirectoryError: On entering: the directory holds a run, is in use by another one, or cannot be written.
         UsageError: On entering: `config` contains itself.
     """
-    return Run(log_path, config=config, view=view)
-
-
-def _number(name: str, value: Any) -> float:
-    if name in _OWN_KEYS:
-        raise UsageError(f"a metric cannot be named {name!r}: every line has that key already; try 'train/{name}'")
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise UsageError(f"metric {name!r} is {value!r}, which is no number") from error
-    return int(value) if isinstance(value, Integral) else number
-
-
-def _line(record: Record) -> bytes:
-    metrics = {name: value if math.isfinite(value) else None for name, value in record.metrics.items()}
-    head = {"time_s": round(record.time_s, 6), "phase": record.phase, "step": record.step}
-    return json.dumps({**head, **metrics}, allow_nan=False).encode() + b"\n"
+    return Run(log_path, config=config, view=view, resume=resume)
 
 
 def _reason(error: OSError) -> str:

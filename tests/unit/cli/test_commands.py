@@ -62,7 +62,7 @@ def test_ctrl_c_before_the_command_begins() -> None:
 
 
 def test_settings_out_of_range_are_told_by_their_options(tmp_path: Path) -> None:
-    settings = {"data": tmp_path, "lora_rank": -1, "learning_rate": 0.0}
+    settings = {"dataset": "d", "lora_rank": -1, "learning_rate": 0.0}
     with pytest.raises(UsageError) as caught:
         make_config(settings, tmp_path)
     assert re.search(r"--lora-rank is -1: .*greater than or equal to 0", str(caught.value))
