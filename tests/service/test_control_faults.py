@@ -100,6 +100,11 @@ async def train(model: AsyncTrainingClient, first: int, last: int) -> None:
         await model.optim_step(ADAM)
 
 
+async def saved_weights(service: AsyncScriptedService, model: AsyncTrainingClient, name: str) -> dict[str, bytes]:
+    await model.save_state(name)
+    return weights(service.data_dir, f"tinker://{model.model_id}/weights/{name}")
+
+
 # -- trainer jobs ----------------------------------------------------------------------------------
 
 
@@ -112,7 +117,7 @@ async def test_a_job_that_is_pre_empted_is_resumed_and_goes_on_from_its_checkpoi
     endpoint = await plane.jobs.wait_until_ready(job_id)
     async with trainer(service, endpoint.base_url) as model:
         await train(model, 0, 6)
-        calm = weights(service.data_dir, (await model.save_state("calm")).path)
+        calm = await saved_weights(service, model, "calm")
 
     preempted = Preempt(state, "the machines are gone")  # pyright: ignore[reportArgumentType]
     await service.set_faults(FaultPlan([Fault(preempted, "optim_step", nth=5)]))
@@ -130,7 +135,7 @@ async def test_a_job_that_is_pre_empted_is_resumed_and_goes_on_from_its_checkpoi
     async with trainer(service, endpoint.base_url) as model:
         await model.load_state_with_optimizer(saved)
         await train(model, 3, 6)
-        resumed = weights(service.data_dir, (await model.save_state("resumed")).path)
+        resumed = await saved_weights(service, model, "resumed")
     assert resumed == calm
 
 
