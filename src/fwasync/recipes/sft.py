@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import anyio
@@ -51,7 +52,7 @@ from fwasync.tracking.run import Run, open_run
 if TYPE_CHECKING:
     from fwasync.types import ForwardBackwardOutput, OptimStepResponse
 
-__all__ = ("PHASE", "Config", "Result", "train")
+__all__ = ("PHASE", "Config", "Result", "dry_run", "train")
 
 PHASE = "sft"
 
@@ -144,7 +145,9 @@ async def train(
     async with AsyncExitStack() as stack:
         if run is None:
             settings = config.model_dump()
-            run = await stack.enter_async_context(open_run(config.log_path, config=settings, resume=True))
+            run = await stack.enter_async_context(
+                open_run(config.log_path, config=settings, wandb=config.wandb, resume=True)
+            )
         runner = await stack.enter_async_context(Runner(config.runner, accelerators=config.infra.accelerator_count))
         await runner.pending()
         files = await anyio.to_thread.run_sync(_read, config, chats, abandon_on_cancel=True)
@@ -166,6 +169,48 @@ async def train(
             await checkpoints.promote(result.checkpoint, runner)
         await runner.completed(result.stopped or "")
         return result
+
+
+async def dry_run(config: Config, *, tokenizer: ChatTokenizer | None, max_seq_len: int | None) -> list[str]:
+    """Read and tokenize the rows, and count the steps; nothing is started.
+
+    Args:
+        config: What would be done.
+        tokenizer: The model's, if it can be had.
+        max_seq_len: The model's context length, if it is known.
+
+    Returns:
+        What was found, in lines.
+
+    Raises:
+        UsageError: The configuration or the data cannot be trained on.
+
+    **Cancellation:** nothing remains.
+    """
+    config.check()
+
+    def look() -> list[str]:
+        files = _read(config, None)
+        path, chats = files[0]
+        usable, lines, limit = [True] * len(chats), [f"{path}: {len(chats)} rows"], config.max_seq_len or max_seq_len
+        if tokenizer is None or limit is None:
+            lines.append("tokens: not known without the model's tokenizer and context length")
+        else:
+            rows, _ = _limited(config, [render(path, chats, tokenizer) for path, chats in files], limit)
+            kept, usable = rows.chosen(range(len(rows.rows))), rows.usable
+            trained = sum(int(np.count_nonzero(row.weights)) for row in kept)
+            lines.append(f"tokens: {sum(len(row.tokens) for row in kept):,}, of which {trained:,} are trained on")
+            lines.append(rows.describe_dropped() or f"no row has more than {limit} tokens")
+        order = Batches(usable, config.batch_size, epochs=config.epochs, seed=config.seed)
+        steps = min(order.steps(), config.max_steps or sys.maxsize)
+        passes = next(islice(order.after(), steps - 1, None)).consumed / len(usable)
+        final, interval = int(config.save_final_checkpoint), config.dcp_save_interval
+        checkpoints = final + ((steps - final) // interval if interval else 0)
+        lines.append(f"{steps:,} steps of {config.batch_size} rows: {passes:.2f} passes over the data")
+        lines.append(f"{checkpoints} checkpoint(s)")
+        return lines
+
+    return await anyio.to_thread.run_sync(look, abandon_on_cancel=True)
 
 
 # -- the rows ----------------------------------------------------------------------------------------
