@@ -32,10 +32,13 @@ if TYPE_CHECKING:
     from fwasync.errors import FwasyncError as FwasyncError
     from fwasync.errors import OperationTimeoutError as OperationTimeoutError
     from fwasync.rollout.pass_at_k import compute_pass_at_k as compute_pass_at_k
+    from fwasync.sampling.aimd import AimdSettings as AimdSettings
     from fwasync.sampling.client import AsyncSamplingClient as AsyncSamplingClient
     from fwasync.sampling.completions import SampledCompletion as SampledCompletion
     from fwasync.sampling.concurrency import AdaptiveConcurrencyController as AdaptiveConcurrencyController
+    from fwasync.sampling.concurrency import ConcurrencyController as ConcurrencyController
     from fwasync.sampling.concurrency import FixedConcurrencyController as FixedConcurrencyController
+    from fwasync.sampling.concurrency import concurrency_controller as concurrency_controller
     from fwasync.sampling.deployment import AsyncDeploymentSampler as AsyncDeploymentSampler
     from fwasync.service import AsyncServiceClient as AsyncServiceClient
     from fwasync.sync.client import ReconnectableClient as ReconnectableClient
@@ -56,6 +59,7 @@ if TYPE_CHECKING:
 __all__ = (
     "APIFuture",
     "AdaptiveConcurrencyController",
+    "AimdSettings",
     "AsyncDeploymentManager",
     "AsyncDeploymentSampler",
     "AsyncFireworksClient",
@@ -67,6 +71,7 @@ __all__ = (
     "AsyncWeightSyncer",
     "CheckpointKind",
     "ConcurrencyConfig",
+    "ConcurrencyController",
     "DeployConfig",
     "DeploymentConfig",
     "FixedConcurrencyController",
@@ -87,6 +92,7 @@ __all__ = (
     "WeightSyncConfig",
     "__version__",
     "compute_pass_at_k",
+    "concurrency_controller",
     "errors",
     "flush_timing",
     "open_run",
@@ -101,6 +107,7 @@ __all__ = (
 _HOMES = {
     "APIFuture": "fwasync.training.future",
     "AdaptiveConcurrencyController": "fwasync.sampling.concurrency",
+    "AimdSettings": "fwasync.sampling.aimd",
     "AsyncDeploymentManager": "fwasync.control.deployments",
     "AsyncDeploymentSampler": "fwasync.sampling.deployment",
     "AsyncFireworksClient": "fwasync.control.client",
@@ -112,6 +119,7 @@ _HOMES = {
     "AsyncWeightSyncer": "fwasync.weights.syncer",
     "CheckpointKind": "fwasync.checkpoints.saving",
     "ConcurrencyConfig": "fwasync.config",
+    "ConcurrencyController": "fwasync.sampling.concurrency",
     "DeployConfig": "fwasync.config",
     "DeploymentConfig": "fwasync.config",
     "FixedConcurrencyController": "fwasync.sampling.concurrency",
@@ -131,6 +139,7 @@ _HOMES = {
     "WandBConfig": "fwasync.config",
     "WeightSyncConfig": "fwasync.config",
     "compute_pass_at_k": "fwasync.rollout.pass_at_k",
+    "concurrency_controller": "fwasync.sampling.concurrency",
     "flush_timing": "fwasync.tracking.timers",
     "open_run": "fwasync.tracking.run",
     "provision": "fwasync.control.provisioning",

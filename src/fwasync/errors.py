@@ -10,7 +10,8 @@ FwasyncError                          what happened · cause · what to do; neve
 ├─ CheckpointLedgerError              the ledger of checkpoints: corrupt, or the disk refuses
 ├─ TransportError                     the network: no answer was received
 │  ├─ ServiceUnreachableError         nothing answers at that address
-│  └─ RetryBudgetExhaustedError       it stayed broken for the whole retry budget
+│  ├─ RetryBudgetExhaustedError       it stayed broken for the whole retry budget
+│  └─ StreamBrokenError               an answer that came in pieces broke off
 ├─ ServiceError                       the service answered no; has `status`
 │  ├─ BadRequestError                 400, 422 and other refusals of the content
 │  ├─ AuthenticationError             401
@@ -79,6 +80,7 @@ __all__ = (
     "ServiceUnavailableError",
     "ServiceUnreachableError",
     "SessionLostError",
+    "StreamBrokenError",
     "TrainerJobFailedError",
     "TransportError",
     "UsageError",
@@ -132,6 +134,10 @@ class ServiceUnreachableError(TransportError):
 
 class RetryBudgetExhaustedError(TransportError):
     """The request kept failing for the whole retry budget."""
+
+
+class StreamBrokenError(TransportError):
+    """An answer that came in pieces broke off before its end; what had come was given out, and is all there is."""
 
 
 class ServiceError(FwasyncError):

@@ -20,7 +20,6 @@ import pytest
 
 from fwasync import (
     AsyncDeploymentManager,
-    AsyncDeploymentSampler,
     AsyncFireworksClient,
     AsyncServiceClient,
     AsyncTrainerJobManager,
@@ -168,28 +167,6 @@ async def drive_look_around(example: Callable[..., Awaitable[None]]) -> None:
         await example(AsyncTrainerJobManager(fireworks), AsyncDeploymentManager(fireworks), fireworks)
 
 
-@asynccontextmanager
-async def deployed() -> AsyncIterator[AsyncDeploymentSampler]:
-    async with launch() as local, AsyncFireworksClient(local.base_url, local.api_key) as fireworks:
-        deployments = AsyncDeploymentManager(fireworks)
-        async with (
-            DeployConfig().launch(deployments, base_model="accounts/fwasync/models/qwen3-tiny") as deployment,
-            AsyncDeploymentSampler(local.base_url, deployment.inference_model, local.api_key) as sampler,
-        ):
-            yield sampler
-
-
-async def drive_sample_many(example: Callable[..., Awaitable[list[list[SampledCompletion]]]]) -> None:
-    async with deployed() as sampler:
-        groups = await example(sampler, [TOKENS[:3], TOKENS[:5]])
-    assert [len(group) for group in groups] == [8, 8]
-
-
-async def drive_first_words(example: Callable[..., Awaitable[list[int]]]) -> None:
-    async with deployed() as sampler:
-        assert 1 <= len(await example(sampler, TOKENS[:3])) <= 16
-
-
 async def drive_test_a_bad_network_changes_nothing(example: Callable[..., Awaitable[None]]) -> None:
     with blocking_local_service() as local:
         await example(local)
@@ -199,6 +176,43 @@ async def drive_test_another_order(example: Callable[..., Awaitable[None]]) -> N
     async with local_service() as local, AsyncServiceClient(local.base_url, local.api_key) as service:
         async with service.create_training_client("fwasync/qwen3-tiny", lora_rank=0) as client:
             await example(local, client, [DATUM], types.AdamParams(learning_rate=3e-3))
+
+
+@asynccontextmanager
+async def deployed() -> AsyncIterator[tuple[str, str, str]]:
+    async with launch() as local, AsyncFireworksClient(local.base_url, local.api_key) as fireworks:
+        deployments = AsyncDeploymentManager(fireworks)
+        async with DeployConfig().launch(deployments, base_model="accounts/fwasync/models/qwen3-tiny") as deployment:
+            yield local.base_url, local.api_key, deployment.inference_model
+
+
+async def drive_sample_groups(example: Callable[..., Awaitable[list[list[SampledCompletion]]]]) -> None:
+    async with deployed() as (url, key, name):
+        groups = await example(url, key, name, [TOKENS[:n] for n in (3, 4)])
+        assert [[each.prompt_len for each in group] for group in groups] == [[3] * 8, [4] * 8]
+
+
+async def drive_stream(example: Callable[..., Awaitable[str]]) -> None:
+    async with deployed() as (url, key, name):
+        assert await example(url, key, name, TOKENS)
+
+
+async def drive_share(example: Callable[..., Awaitable[None]]) -> None:
+    async with deployed() as (url, key, name):
+        await example(url, key, name, TOKENS)
+
+
+async def drive_on_a_service(example: Callable[..., Awaitable[None]]) -> None:
+    async with local_service() as local:
+        await example(local)
+
+
+drive_test_provisioning = drive_test_hot_loads = drive_test_sampling = drive_on_a_service
+
+
+async def drive_test_pre_emption(example: Callable[..., Awaitable[None]]) -> None:
+    async with local_service() as local:
+        await example(local, [DATUM], types.AdamParams(learning_rate=3e-3))
 
 
 async def drive_test_resume(example: Callable[..., Awaitable[None]]) -> None:
