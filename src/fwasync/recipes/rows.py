@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fwasync.data.chat import ChatTokenizer
@@ -35,8 +35,8 @@ class TrainingRows:
     """
 
     path: Path
-    rows: tuple[Row | None, ...]
-    lines: tuple[int, ...]
+    rows: tuple[Row | None, ...] = field(repr=False)
+    lines: tuple[int, ...] = field(repr=False)
     dropped: tuple[Problem, ...] = ()
 
     @property

@@ -31,7 +31,7 @@ from pydantic import Field
 from fwasync import APIFuture
 from fwasync.checkpoints.ledger import CheckpointEntry
 from fwasync.checkpoints.resume import ResumeInfo
-from fwasync.checkpoints.saving import PendingCheckpoint
+from fwasync.checkpoints.saving import CheckpointKind, PendingCheckpoint
 from fwasync.config import WandBConfig
 from fwasync.data.chat import ChatTokenizer
 from fwasync.data.jsonl import Chat, read_chats
@@ -164,7 +164,9 @@ async def train(
         result = await training.go(start, StopRequest() if stop is None else stop)
         if result.stopped is None:
             await checkpoints.promote(result.checkpoint, runner)
-        await runner.completed(result.stopped or "")
+            await runner.completed()
+        else:
+            await runner.stopped(result.stopped)
         return result
 
 
@@ -258,6 +260,8 @@ class _Training:
         pending = None
         if stopped is not None and number > began and not (in_flight and in_flight[-1].saving):
             pending = self.checkpoints.save(number, consumed)
+        elif stopped is None and number == began and config.save_final_checkpoint and not self._has_snapshot():
+            pending = self.checkpoints.save(number, consumed, CheckpointKind.BOTH)
         while in_flight:
             await self._finish(in_flight.popleft())
         if pending is not None:
@@ -265,6 +269,9 @@ class _Training:
         if stopped is not None:
             self.run.message(f"{stopped}: step {number} of {self.total} is done. The same log_path goes on from there.")
         return Result(number, self.total, self.checkpoint, self.rows, stopped, self.trainers.job_id)
+
+    def _has_snapshot(self) -> bool:
+        return self.checkpoint is not None and self.checkpoint.sampler_path is not None
 
     async def _submit(self, number: int, batch: Batch) -> _Step:
         config, client, timeout = self.config, self.trainers.policy, self.config.step_timeout_s
