@@ -6,6 +6,7 @@ import inspect
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,10 +15,26 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
+import numpy as np
 import pytest
 
-from fwasync import AsyncServiceClient, AsyncTrainingClient, ServiceClient, types
+from fwasync import (
+    AsyncDeploymentManager,
+    AsyncDeploymentSampler,
+    AsyncFireworksClient,
+    AsyncServiceClient,
+    AsyncTrainerJobManager,
+    AsyncTrainingClient,
+    DeployConfig,
+    SampledCompletion,
+    ServiceClient,
+    types,
+)
+from fwasync.data.chat import ChatTokenizer
+from fwasync.data.messages import Message
+from fwasync.data.rendering import resolve_renderer
 from fwasync.local import launch
+from fwasync.local.tokenizer import CHAT_TEMPLATE, build_tokenizer
 from fwasync.testing import blocking_local_service, local_service
 
 ROOT = Path(__file__).parents[2]
@@ -127,6 +144,33 @@ async def drive_patient(example: Callable[..., Awaitable[types.ForwardBackwardOu
         assert (await example(client, [DATUM])).metrics["loss:sum"] > 0
 
 
+async def drive_look_around(example: Callable[..., Awaitable[None]]) -> None:
+    async with launch() as local, AsyncFireworksClient(local.base_url, local.api_key) as fireworks:
+        await example(AsyncTrainerJobManager(fireworks), AsyncDeploymentManager(fireworks), fireworks)
+
+
+@asynccontextmanager
+async def deployed() -> AsyncIterator[AsyncDeploymentSampler]:
+    async with launch() as local, AsyncFireworksClient(local.base_url, local.api_key) as fireworks:
+        deployments = AsyncDeploymentManager(fireworks)
+        async with (
+            DeployConfig().launch(deployments, base_model="accounts/fwasync/models/qwen3-tiny") as deployment,
+            AsyncDeploymentSampler(local.base_url, deployment.inference_model, local.api_key) as sampler,
+        ):
+            yield sampler
+
+
+async def drive_sample_many(example: Callable[..., Awaitable[list[list[SampledCompletion]]]]) -> None:
+    async with deployed() as sampler:
+        groups = await example(sampler, [TOKENS[:3], TOKENS[:5]])
+    assert [len(group) for group in groups] == [8, 8]
+
+
+async def drive_first_words(example: Callable[..., Awaitable[list[int]]]) -> None:
+    async with deployed() as sampler:
+        assert 1 <= len(await example(sampler, TOKENS[:3])) <= 16
+
+
 async def drive_test_a_bad_network_changes_nothing(example: Callable[..., Awaitable[None]]) -> None:
     with blocking_local_service() as local:
         await example(local)
@@ -144,6 +188,49 @@ async def drive_test_resume(example: Callable[..., Awaitable[None]]) -> None:
 
 async def drive_test_gives_up_after_an_hour(example: Callable[[], None]) -> None:
     await anyio.to_thread.run_sync(example)  # it brings an event loop of its own
+
+
+async def drive_qwen3(example: Callable[..., Any]) -> None:
+    """With a stand-in for tinker-cookbook, which has its methods: a token for each message."""
+
+    def build(chat: list[dict[str, Any]], train_on_what: str = "") -> tuple[types.ModelInput, Any]:
+        weights = [float(message.get("trainable", 0)) for message in chat]
+        tokens = types.ModelInput.from_ints([len(message["content"]) for message in chat])
+        return tokens, SimpleNamespace(numpy=lambda: np.asarray(weights))
+
+    renderer = SimpleNamespace(build_supervised_example=build, build_generation_prompt=lambda chat: build(chat)[0])
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "renderers": SimpleNamespace(get_renderer=lambda name, tokenizer: renderer),
+            "third_party.openai_compat": SimpleNamespace(openai_messages_to_tinker=lambda messages: messages),
+            "tokenizer_utils": SimpleNamespace(get_tokenizer=lambda name: None),
+        }.items():
+            patch.setitem(sys.modules, f"tinker_cookbook.{name}", value)
+        patch.setitem(sys.modules, "tinker_cookbook", SimpleNamespace())
+        patch.setitem(sys.modules, "tinker_cookbook.third_party", SimpleNamespace())
+        made = resolve_renderer(example(None), None)
+    assert made is not None
+    messages = [Message("user", "a"), Message("assistant", "bb")]
+    tokens, weights = made.supervised(messages, [1])
+    assert (list(tokens), list(weights)) == ([1, 2], [0, 1])
+    assert list(made.render(messages[:1], add_generation_prompt=True)) == [1]
+    with pytest.raises(ValueError, match="declare tools"):
+        made.render(messages, tools=[{}])
+
+
+async def drive_compare(example: Callable[..., Any]) -> None:
+    tokenizer = ChatTokenizer(build_tokenizer(), CHAT_TEMPLATE, {})
+    with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as rows:
+        rows.write('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "<|end|>"}]}')
+        rows.flush()
+        failure = example(tokenizer, tokenizer, rows.name)
+    assert failure.divergence.their_text.startswith("<|end|>")
+
+
+async def drive_datum_of(example: Callable[..., Any]) -> None:
+    datum, aligned = example([1, 2], [3], [-0.5])
+    assert datum.loss_fn_inputs["loss_mask"].to_numpy().tolist() == [0, 1]
+    assert aligned.tolist() == [0, -0.5]
 
 
 DRIVERS = {name.removeprefix("drive_"): value for name, value in globals().items() if name.startswith("drive_")}

@@ -45,6 +45,17 @@ class Snapshots:
         """All checkpoints and snapshots of some sessions, oldest first."""
         return [entry for entry in reversed(self._store.saved()) if entry.path.model_id.partition(":")[0] in sessions]
 
+    def checkpoint_names(self, job_id: str) -> list[str]:
+        """The names of what a job's trainer can resume from, oldest first."""
+        return list(dict.fromkeys(path.name for path in self._checkpoints(job_id)))
+
+    def checkpoint(self, job_id: str, name: str) -> WeightsPath | None:
+        """The newest checkpoint of that name that a job's trainer can resume from."""
+        return next((path for path in reversed(self._checkpoints(job_id)) if path.name == name), None)
+
+    def _checkpoints(self, job_id: str) -> list[WeightsPath]:
+        return [entry.path for entry in self.saved(self.sessions([job_id])) if entry.path.kind == "weights"]
+
     def find(self, sessions: Collection[str], identity: str) -> Snapshot | None:
         """The newest snapshot of that name or path."""
         snapshots = [entry for entry in self.saved(sessions) if entry.path.kind == "sampler_weights"]
