@@ -129,8 +129,9 @@ async def test_a_checkpoint_that_is_gone_is_told(tmp_path: Path, data: Path) -> 
 
 async def test_a_run_on_trainer_jobs_goes_on_in_another_one_and_is_promoted(tmp_path: Path, data: Path) -> None:
     runner = {"status_file": tmp_path / "status.json", "output_model_path": tmp_path / "model.json"}
-    jobs = {"base_model": BASE, "infra": {"training_shape_id": SHAPE}, "runner": runner}
+    jobs: dict[str, Any] = {"base_model": BASE, "infra": {"training_shape_id": SHAPE}, "runner": runner}
     async with launch() as local:
+        jobs["tokenizer_model"] = str(local.data_dir / "tokenizer")
         where = Where(local.base_url, local.api_key)
         whole = await sft.train(settings(tmp_path, log_path=tmp_path / "whole", epochs=3), where=where)
         first = await sft.train(settings(tmp_path, **jobs), where=where)
@@ -180,8 +181,12 @@ async def test_a_failed_run_leaves_no_trainer_and_says_so(tmp_path: Path, data: 
     infra = {"training_shape_id": SHAPE}
     config = settings(tmp_path, base_model=BASE, infra=infra, runner=runner, init_from_checkpoint="nobody:step-1")
     async with launch() as local:
-        with pytest.raises(OperationFailedError, match="there is no checkpoint 'step-1' of trainer job 'nobody'"):
-            await sft.train(config, where=Where(local.base_url, local.api_key))
+        where = Where(local.base_url, local.api_key)
+        with pytest.raises(UsageError, match="tokenizer_model is empty"):
+            await sft.train(config, where=where)
+        config = config.model_copy(update={"tokenizer_model": str(local.data_dir / "tokenizer")})
+        with pytest.raises(OperationFailedError, match="trainer job 'nobody' has saved no checkpoint 'step-1'"):
+            await sft.train(config, where=where)
         async with AsyncFireworksClient(local.base_url, local.api_key) as fireworks:
             assert [job async for job in AsyncTrainerJobManager(fireworks).list()] == []
     status = json.loads((tmp_path / "status.json").read_text())
