@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated
 
 import anyio
@@ -34,7 +35,7 @@ from fwasync.checkpoints.resume import ResumeInfo
 from fwasync.checkpoints.saving import CheckpointKind, PendingCheckpoint
 from fwasync.config import WandBConfig
 from fwasync.data.chat import ChatTokenizer
-from fwasync.data.jsonl import Chat
+from fwasync.data.jsonl import Chat, read_chats
 from fwasync.data.rendering import TrainOnWhat
 from fwasync.data.supervised import Row, mean_loss, supervised_batch
 from fwasync.errors import FwasyncError
@@ -52,7 +53,7 @@ from fwasync.tracking.run import Run, open_run
 if TYPE_CHECKING:
     from fwasync.types import ForwardBackwardOutput, OptimStepResponse
 
-__all__ = ("PHASE", "Config", "Result", "train")
+__all__ = ("PHASE", "Config", "Result", "dry_run", "train")
 
 PHASE = "sft"
 
@@ -151,15 +152,18 @@ async def train(
     async with AsyncExitStack() as stack:
         if run is None:
             settings = config.model_dump()
-            run = await stack.enter_async_context(open_run(config.log_path, config=settings, resume=True))
+            run = await stack.enter_async_context(
+                open_run(config.log_path, config=settings, wandb=config.wandb, resume=True)
+            )
         runner = await stack.enter_async_context(Runner(config.runner, accelerators=config.infra.accelerator_count))
         await runner.pending()
         # What can be found wrong is found before anything is brought up that costs money.
-        data = await _loaded(config, config.tokenizer_model, chats) if config.tokenizer_model else None
+        name = config.tokenizer_model
+        data = await _loaded(config, await _tokenizer(name), chats) if name else None
         start = await find_start(config, where, run, PHASE)
         path = start.path if start else None
         trainers = await stack.enter_async_context(where.open(config, start=path, tell=run.message))
-        data = data or await _loaded(config, await trainers.tokenizer_name(config), chats)
+        data = data or await _loaded(config, await _tokenizer(await trainers.tokenizer_name(config)), chats)
         limited = partial(_limited, config, data, await trainers.max_seq_len(config))
         rows, held_out = await anyio.to_thread.run_sync(limited)
         if rows.dropped:
@@ -176,12 +180,56 @@ async def train(
         return result
 
 
+async def dry_run(config: Config, *, tokenizer: ChatTokenizer | None, max_seq_len: int | None) -> list[str]:
+    """Read and tokenize the rows, and count the steps; nothing is started.
+
+    Args:
+        config: What would be done.
+        tokenizer: The model's, if it can be had.
+        max_seq_len: The model's context length, if it is known.
+
+    Returns:
+        What was found, in lines.
+
+    Raises:
+        UsageError: The configuration or the data cannot be trained on.
+
+    **Cancellation:** nothing remains.
+    """
+    config.check()
+    limit = config.max_seq_len or max_seq_len
+    if tokenizer is None or limit is None:
+        chats = await anyio.to_thread.run_sync(read_chats, config.dataset, abandon_on_cancel=True)
+        usable = [True] * len(chats[: config.max_examples])
+        lines = ["tokens: not known without the model's tokenizer and context length"]
+    else:
+        rows, _ = _limited(config, await _loaded(config, tokenizer, None), limit)
+        kept, usable = rows.chosen(range(len(rows.rows))), rows.usable
+        trained = sum(int(np.count_nonzero(row.weights)) for row in kept)
+        lines = [f"tokens: {sum(len(row.tokens) for row in kept):,}, of which {trained:,} are trained on"]
+        lines.append(rows.describe_dropped() or f"no row has more than {limit} tokens")
+    order = Batches(usable, config.batch_size, epochs=config.epochs, seed=config.seed)
+    steps = min(order.steps(), config.max_steps or sys.maxsize)
+    passes = next(islice(order.after(), steps - 1, None)).consumed / len(usable)
+    final, interval = int(config.save_final_checkpoint), config.dcp_save_interval
+    checkpoints = final + ((steps - final) // interval if interval else 0)
+    return [
+        f"{config.dataset}: {len(usable)} rows",
+        *lines,
+        f"{steps:,} steps of {config.batch_size} rows: {passes:.2f} passes over the data",
+        f"{checkpoints} checkpoint(s)",
+    ]
+
+
 # -- the rows ----------------------------------------------------------------------------------------
 
 
-async def _loaded(config: Config, tokenizer_name: str, chats: Sequence[Chat] | None) -> list[TrainingRows]:
+async def _tokenizer(name: str) -> ChatTokenizer:
+    return await anyio.to_thread.run_sync(ChatTokenizer.load, name)
+
+
+async def _loaded(config: Config, tokenizer: ChatTokenizer, chats: Sequence[Chat] | None) -> list[TrainingRows]:
     """The rows of the data set, and of that for evaluation if there is one."""
-    tokenizer = await anyio.to_thread.run_sync(ChatTokenizer.load, tokenizer_name)
     load = partial(
         load_rows, tokenizer=tokenizer, renderer_name=config.renderer_name, train_on_what=config.train_on_what
     )
