@@ -14,17 +14,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import anyio.to_thread
-
 from fwasync.data.chat import ChatTokenizer
-from fwasync.data.jsonl import Chat, Problem
+from fwasync.data.jsonl import Problem
 from fwasync.data.rendering import TrainOnWhat
-from fwasync.data.supervised import Row, SupervisedRows, load_supervised, tokenize
+from fwasync.data.supervised import Row, load_supervised
 from fwasync.errors import DatasetError
 
 __all__ = ("TrainingRows", "load_rows")
-
-_NO_LIMIT = sys.maxsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +100,6 @@ async def load_rows(
     renderer_name: str = "",
     train_on_what: str = TrainOnWhat.ALL_ASSISTANT_MESSAGES,
     max_examples: int | None = None,
-    chats: Sequence[Chat] | None = None,
 ) -> TrainingRows:
     """Read and tokenize a file of chats, in a worker thread.
 
@@ -115,7 +110,6 @@ async def load_rows(
             `resolve_renderer`.
         train_on_what: Which messages are learnt; see `TrainOnWhat`.
         max_examples: Only so many rows are read.
-        chats: The chats of the file, if they were read already.
 
     Raises:
         DatasetError: The file cannot be read or is faulty.
@@ -123,16 +117,12 @@ async def load_rows(
 
     **Cancellation:** the reading stops; nothing goes on.
     """
-    renderer, what = renderer_name or None, TrainOnWhat.parse(train_on_what)
-    if chats is None:
-        found = await load_supervised(
-            source, tokenizer, max_seq_len=_NO_LIMIT, renderer=renderer, train_on_what=what, max_rows=max_examples
-        )
-    else:
-
-        def tokenized() -> SupervisedRows:
-            own = chats[:max_examples]
-            return tokenize(source, own, tokenizer, max_seq_len=_NO_LIMIT, renderer=renderer, train_on_what=what)
-
-        found = await anyio.to_thread.run_sync(tokenized, abandon_on_cancel=True)
+    found = await load_supervised(
+        source,
+        tokenizer,
+        max_seq_len=sys.maxsize,
+        renderer=renderer_name or None,
+        train_on_what=TrainOnWhat.parse(train_on_what),
+        max_rows=max_examples,
+    )
     return TrainingRows(source, found.rows, tuple(row.line for row in found.rows))

@@ -17,7 +17,6 @@ from __future__ import annotations
 import math
 import sys
 from collections import deque
-from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -35,7 +34,7 @@ from fwasync.checkpoints.resume import ResumeInfo
 from fwasync.checkpoints.saving import CheckpointKind, PendingCheckpoint
 from fwasync.config import WandBConfig
 from fwasync.data.chat import ChatTokenizer
-from fwasync.data.jsonl import Chat, read_chats
+from fwasync.data.jsonl import read_chats
 from fwasync.data.rendering import TrainOnWhat
 from fwasync.data.supervised import Row, mean_loss, supervised_batch
 from fwasync.errors import FwasyncError
@@ -122,7 +121,6 @@ async def train(
     *,
     where: Where | None = None,
     run: Run | None = None,
-    chats: Sequence[Chat] | None = None,
     stop: StopRequest | None = None,
     on_step: StepCallback | None = None,
     evaluate: EvalFn | None = None,
@@ -136,7 +134,6 @@ async def train(
             `train/step_tokens` (targets) and `train/active_tokens` (those that are trained), `train/lr`,
             `train/epoch`, `train/step_time_sec`, `train/tokens_per_sec`, what the trainer tells as `train/<name>`, and
             `eval/loss`, `eval/ppl`, `eval/tokens` at the end of a pass.
-        chats: The rows of `config.dataset`, if they were read already.
         stop: Looked at between steps; if it is asked, the run saves a checkpoint and returns.
         on_step: Called after each step.
         evaluate: Called at the end of each pass.
@@ -159,11 +156,11 @@ async def train(
         await runner.pending()
         # What can be found wrong is found before anything is brought up that costs money.
         name = config.tokenizer_model
-        data = await _loaded(config, await _tokenizer(name), chats) if name else None
+        data = await _loaded(config, await _tokenizer(name)) if name else None
         start = await find_start(config, where, run, PHASE)
         path = start.path if start else None
         trainers = await stack.enter_async_context(where.open(config, start=path, tell=run.message))
-        data = data or await _loaded(config, await _tokenizer(await trainers.tokenizer_name(config)), chats)
+        data = data or await _loaded(config, await _tokenizer(await trainers.tokenizer_name(config)))
         limited = partial(_limited, config, data, await trainers.max_seq_len(config))
         rows, held_out = await anyio.to_thread.run_sync(limited)
         if rows.dropped:
@@ -203,7 +200,7 @@ async def dry_run(config: Config, *, tokenizer: ChatTokenizer | None, max_seq_le
         usable = [True] * len(chats[: config.max_examples])
         lines = ["tokens: not known without the model's tokenizer and context length"]
     else:
-        rows, _ = _limited(config, await _loaded(config, tokenizer, None), limit)
+        rows, _ = _limited(config, await _loaded(config, tokenizer), limit)
         kept, usable = rows.chosen(range(len(rows.rows))), rows.usable
         trained = sum(int(np.count_nonzero(row.weights)) for row in kept)
         lines = [f"tokens: {sum(len(row.tokens) for row in kept):,}, of which {trained:,} are trained on"]
@@ -228,12 +225,12 @@ async def _tokenizer(name: str) -> ChatTokenizer:
     return await anyio.to_thread.run_sync(ChatTokenizer.load, name)
 
 
-async def _loaded(config: Config, tokenizer: ChatTokenizer, chats: Sequence[Chat] | None) -> list[TrainingRows]:
+async def _loaded(config: Config, tokenizer: ChatTokenizer) -> list[TrainingRows]:
     """The rows of the data set, and of that for evaluation if there is one."""
     load = partial(
         load_rows, tokenizer=tokenizer, renderer_name=config.renderer_name, train_on_what=config.train_on_what
     )
-    data = [await load(config.dataset, max_examples=config.max_examples, chats=chats)]
+    data = [await load(config.dataset, max_examples=config.max_examples)]
     if config.evaluation_dataset:
         data.append(await load(config.evaluation_dataset))
     return data
