@@ -28,7 +28,7 @@ from fwasync.errors import DatumError
 if TYPE_CHECKING:
     from fwasync.types import Datum
 
-__all__ = ("policy_datum", "supervised_datum")
+__all__ = ("masked_policy_datum", "policy_datum", "supervised_datum")
 
 Tokens = Sequence[int] | npt.NDArray[Any]
 Numbers = Sequence[float] | npt.NDArray[Any]
@@ -78,13 +78,42 @@ def policy_datum(
             f"there are {len(completion_tokens)} completion tokens and {len(sampler_logprobs)} sampler logprobs; "
             "each token needs one"
         )
+    prompt = len(prompt_tokens)
     ids = np.concatenate([np.asarray(prompt_tokens, np.int64), np.asarray(completion_tokens, np.int64)])
-    logprobs = np.zeros(len(ids) - 1, np.float32)
-    advantages = np.zeros(len(ids) - 1, np.float32)
-    start = len(prompt_tokens) - 1
-    logprobs[start:] = sampler_logprobs
-    advantages[start:] = advantage
-    return _datum(ids, {"logprobs": logprobs, "advantages": advantages})
+    logprobs = np.zeros(len(ids), np.float32)
+    logprobs[prompt:] = sampler_logprobs
+    return masked_policy_datum(ids, logprobs, np.arange(len(ids)) >= prompt, advantage)
+
+
+def masked_policy_datum(
+    tokens: Tokens, sampler_logprobs: Numbers, mask: npt.NDArray[np.bool_], advantage: float
+) -> Datum:
+    """A datum for the policy losses of a service, of a sequence in which sampled tokens and others alternate.
+
+    Args:
+        tokens: The sequence, `[L]` with L of at least 2.
+        sampler_logprobs: `[L]`, in nats; read where `mask` is true.
+        mask: `[L]`, true on the tokens that were sampled.
+        advantage: Each sampled token gets it.
+
+    Returns:
+        A datum of N = L - 1 positions, with `target_tokens` int64, and `logprobs` and `advantages` float32 that are 0
+        wherever the target was not sampled.
+
+    Raises:
+        DatumError: Too few tokens, lengths that disagree, or not one sampled token that is predicted by another.
+    """
+    ids = np.asarray(tokens, np.int64)
+    if not len(ids) == len(sampler_logprobs) == len(mask):
+        raise DatumError(
+            f"there are {len(ids)} tokens, {len(sampler_logprobs)} sampler logprobs and a mask of {len(mask)}; "
+            "each token needs one of each"
+        )
+    targets = np.asarray(mask, np.bool_)[1:]
+    if not targets.any():
+        raise DatumError("no token after the first was sampled, so a policy loss has nothing to learn from")
+    logprobs = np.where(targets, np.asarray(sampler_logprobs, np.float32)[1:], np.float32(0))
+    return _datum(ids, {"logprobs": logprobs, "advantages": targets * np.float32(advantage)})
 
 
 def _datum(ids: npt.NDArray[np.int64], inputs: dict[str, npt.NDArray[np.float32]]) -> Datum:
