@@ -169,12 +169,16 @@ class AsyncRewardPool:
     async def _worker(self) -> _Worker:
         if not self._is_open:
             raise ClosedError("the reward pool is not open: use it as `async with AsyncRewardPool(...) as rewards:`")
-        if self._idle:
-            return self._idle.pop()
-        # A cancellation between the start of a process and its being known would leave it behind.
-        with anyio.CancelScope(shield=True):
-            self._workers.add(worker := await _Worker.start())
-            return worker
+        if not self._idle:
+            # A cancellation between the start of a process and its being known would leave it behind.
+            with anyio.CancelScope(shield=True):
+                worker = await _Worker.start()
+                self._workers.add(worker)
+                if not self._is_open:
+                    await self._end(worker)
+                    raise ClosedError("the reward pool was left while a process started")
+                self._idle.append(worker)
+        return self._idle.pop()
 
     async def _end(self, worker: _Worker) -> None:
         worker.kill()
@@ -269,8 +273,8 @@ def _request(function: Callable[..., Any], args: tuple[Any, ...], limit: float) 
         body = pickle.dumps((function, args), pickle.HIGHEST_PROTOCOL)
     except Exception as error:  # pickle raises whatever the arguments raise
         raise UsageError(
-            f"{function!r} or an argument of it cannot be sent to a process ({error}): define the function at the top of "
-            "a module, and give it values that can be pickled"
+            f"{function!r} or an argument of it cannot be sent to a process ({error}): define the function at the top "
+            "of a module, and give it values that can be pickled"
         ) from error
     return frame((program, limit, body))
 

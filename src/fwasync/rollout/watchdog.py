@@ -6,14 +6,18 @@ import asyncio
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import CodeType
 from typing import Any
+
+import anyio
 
 from fwasync.rollout.telemetry import RolloutStatistics
 
 __all__ = ("RunningRollout", "StallReport", "dump_tasks", "waiting_at")
 
 _NAMED = 8
+_PLUMBING = tuple(str(Path(module.__file__).parent) for module in (asyncio, anyio))
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +90,10 @@ class StallReport:
 
 
 def waiting_at(task: asyncio.Task[Any] | None) -> str:
-    """File, line and function of the innermost coroutine that a task waits in; empty if that is not known."""
+    """File, line and function of the innermost coroutine that a task waits in; empty if that is not known.
+
+    Those of asyncio and anyio are left out: that somebody sleeps or waits for an event says nothing.
+    """
     inner: Any = None if task is None or task.done() else task.get_coro()
     place = ""
     while inner is not None:
@@ -94,7 +101,8 @@ def waiting_at(task: asyncio.Task[Any] | None) -> str:
         if frame is None:
             break
         code: CodeType = frame.f_code
-        place = f"{code.co_filename}:{frame.f_lineno} in {code.co_qualname}"
+        if not code.co_filename.startswith(_PLUMBING):
+            place = f"{code.co_filename}:{frame.f_lineno} in {code.co_qualname}"
         inner = (
             getattr(inner, "cr_await", None) or getattr(inner, "gi_yieldfrom", None) or getattr(inner, "ag_await", None)
         )
