@@ -17,7 +17,7 @@ from fwasync.rollout.telemetry import RolloutStatistics
 __all__ = ("RunningRollout", "StallReport", "dump_tasks", "waiting_at")
 
 _NAMED = 8
-_PLUMBING = tuple(str(Path(module.__file__).parent) for module in (asyncio, anyio))
+_PLUMBING = tuple(str(Path(str(module.__file__)).parent) for module in (asyncio, anyio))
 
 
 @dataclass(frozen=True, slots=True)

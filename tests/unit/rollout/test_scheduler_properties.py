@@ -157,6 +157,8 @@ async def execute(program: Program, state: RolloutState | None = None) -> Result
                 assert account.in_flight == account.waiting == 0
                 assert final.position == account.submitted == program.rows
     assert counted.running == 0
+    assert counted.most <= (program.settings.max_concurrency or counted.most)
+    assert program.stop_after_batches or tripped or not scheduler._producer.ready, "nothing piles up"
     assert not any(sampler.is_open for sampler in samplers)
     assert all(sampler.closings == 1 for sampler in samplers if program.samplers)
     return Result(trained, final, tripped, counted)
