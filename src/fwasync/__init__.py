@@ -28,6 +28,12 @@ if TYPE_CHECKING:
     from fwasync.control.trainer_jobs import AsyncTrainerJobManager as AsyncTrainerJobManager
     from fwasync.errors import FwasyncError as FwasyncError
     from fwasync.errors import OperationTimeoutError as OperationTimeoutError
+    from fwasync.rollout.context import RolloutContext as RolloutContext
+    from fwasync.rollout.rewards import AsyncRewardPool as AsyncRewardPool
+    from fwasync.rollout.scheduler import AsyncRolloutScheduler as AsyncRolloutScheduler
+    from fwasync.rollout.settings import RolloutSettings as RolloutSettings
+    from fwasync.rollout.trajectory import Rollout as Rollout
+    from fwasync.rollout.trajectory import rollout_datums as rollout_datums
     from fwasync.sampling.client import AsyncSamplingClient as AsyncSamplingClient
     from fwasync.sampling.completions import SampledCompletion as SampledCompletion
     from fwasync.sampling.concurrency import AdaptiveConcurrencyController as AdaptiveConcurrencyController
@@ -53,6 +59,8 @@ __all__ = (
     "AsyncDeploymentSampler",
     "AsyncFireworksClient",
     "AsyncHotLoadManager",
+    "AsyncRewardPool",
+    "AsyncRolloutScheduler",
     "AsyncSamplingClient",
     "AsyncServiceClient",
     "AsyncTrainerJobManager",
@@ -68,6 +76,9 @@ __all__ = (
     "OperationTimeoutError",
     "ReconnectableClient",
     "RetryPolicy",
+    "Rollout",
+    "RolloutContext",
+    "RolloutSettings",
     "SampledCompletion",
     "SamplingClient",
     "ServiceClient",
@@ -81,6 +92,7 @@ __all__ = (
     "errors",
     "provision",
     "resolve_checkpoint_path",
+    "rollout_datums",
     "types",
 )
 
@@ -91,6 +103,8 @@ _HOMES = {
     "AsyncDeploymentSampler": "fwasync.sampling.deployment",
     "AsyncFireworksClient": "fwasync.control.client",
     "AsyncHotLoadManager": "fwasync.weights.hot_load",
+    "AsyncRewardPool": "fwasync.rollout.rewards",
+    "AsyncRolloutScheduler": "fwasync.rollout.scheduler",
     "AsyncSamplingClient": "fwasync.sampling.client",
     "AsyncServiceClient": "fwasync.service",
     "AsyncTrainerJobManager": "fwasync.control.trainer_jobs",
@@ -106,6 +120,9 @@ _HOMES = {
     "OperationTimeoutError": "fwasync.errors",
     "ReconnectableClient": "fwasync.sync.client",
     "RetryPolicy": "fwasync._http.retry",
+    "Rollout": "fwasync.rollout.trajectory",
+    "RolloutContext": "fwasync.rollout.context",
+    "RolloutSettings": "fwasync.rollout.settings",
     "SampledCompletion": "fwasync.sampling.completions",
     "SamplingClient": "fwasync.sync.sampling",
     "ServiceClient": "fwasync.sync.service",
@@ -117,6 +134,7 @@ _HOMES = {
     "WeightSyncConfig": "fwasync.config",
     "provision": "fwasync.control.provisioning",
     "resolve_checkpoint_path": "fwasync.training.client",
+    "rollout_datums": "fwasync.rollout.trajectory",
 }
 
 

@@ -7,7 +7,9 @@ the weights that they came from, and only what the surroundings say is tokenized
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -25,9 +27,10 @@ class TokenTranscript:
     """The tokens of one conversation, of which the sampled ones are known. It grows at its end only."""
 
     def __init__(self) -> None:
-        self._tokens: list[int] = []
-        self._logprobs: list[float] = []
-        self._versions: list[int] = []
+        # Arrays rather than lists: with thousands of conversations the garbage collector would walk through them all.
+        self._tokens = array("q")
+        self._logprobs = array("f")
+        self._versions = array("i")
 
     def __len__(self) -> int:
         return len(self._tokens)
@@ -39,7 +42,7 @@ class TokenTranscript:
 
     def append(self, tokens: Sequence[int] | npt.NDArray[Any]) -> None:
         """Add tokens that were not sampled: the prompt, the answer of a tool."""
-        self._add([int(token) for token in tokens], None, _GIVEN)
+        self._add(tokens, [0.0] * len(tokens), _GIVEN)
 
     def append_sampled(
         self, tokens: Sequence[int] | npt.NDArray[Any], logprobs: Sequence[float] | npt.NDArray[Any], version: int
@@ -63,7 +66,7 @@ class TokenTranscript:
             raise UsageError("append a prompt first: nothing predicts the first token of a sequence")
         if version < 0:
             raise UsageError(f"the version of sampled tokens is {version}; versions count from 0")
-        self._add([int(token) for token in tokens], [float(logprob) for logprob in logprobs], version)
+        self._add(tokens, logprobs, version)
 
     def segment(self) -> Segment:
         """The conversation so far, for training.
@@ -71,12 +74,17 @@ class TokenTranscript:
         Raises:
             UsageError: Nothing was sampled yet.
         """
-        versions = np.asarray(self._versions, np.int32)
+        versions = np.array(self._versions, np.int32)
         return Segment(
-            np.asarray(self._tokens, np.int64), np.asarray(self._logprobs, np.float32), versions != _GIVEN, versions
+            np.array(self._tokens, np.int64), np.array(self._logprobs, np.float32), versions != _GIVEN, versions
         )
 
-    def _add(self, tokens: list[int], logprobs: list[float] | None, version: int) -> None:
-        self._tokens += tokens
-        self._logprobs += [0.0] * len(tokens) if logprobs is None else logprobs
-        self._versions += [version] * len(tokens)
+    def _add(
+        self,
+        tokens: Sequence[int] | npt.NDArray[Any],
+        logprobs: Sequence[float] | npt.NDArray[Any],
+        version: int,
+    ) -> None:
+        self._tokens.extend(int(token) for token in tokens)
+        self._logprobs.extend(float(logprob) for logprob in logprobs)
+        self._versions.extend(repeat(version, len(tokens)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from fwasync.errors import ProtocolError, UsageError
 
@@ -24,7 +24,6 @@ class SamplingClient(Protocol):
         ...
 
 
-@runtime_checkable
 class DeploymentSampler(Protocol):
     """A sampler whose weights are swapped beneath it: `AsyncDeploymentSampler`."""
 
@@ -65,8 +64,8 @@ async def sample_tokens(
     """
     if not prompt:
         raise UsageError("there is nothing to sample from: append a prompt first")
-    if isinstance(sampler, DeploymentSampler):
-        completions = await sampler.sample_with_prompt_tokens(
+    if hasattr(sampler, "sample_with_prompt_tokens"):
+        completions = await cast("DeploymentSampler", sampler).sample_with_prompt_tokens(
             prompt, 1, max_tokens=max_tokens, temperature=temperature, seed=seed, stop=stop or None, logprobs=True
         )
         if not completions:
@@ -83,7 +82,9 @@ async def sample_tokens(
             seed=seed,
             stop=stop if stop is None or isinstance(stop, str) else list(stop) or None,
         )
-        (sequence,) = (await sampler.sample(ModelInput.from_ints(list(prompt)), 1, params)).sequences
+        (sequence,) = (
+            await cast("SamplingClient", sampler).sample(ModelInput.from_ints(list(prompt)), 1, params)
+        ).sequences
         tokens, logprobs, finished = sequence.tokens, sequence.logprobs, sequence.stop_reason == "stop"
     if logprobs is None:
         raise ProtocolError("the sampler returned no logprobs; policy losses need those of each sampled token")
