@@ -4,24 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import Any, Protocol, cast
 
 from fwasync.errors import ProtocolError, UsageError
+from fwasync.rollout.groups import Sampler
 
-if TYPE_CHECKING:
-    from fwasync.types import ModelInput, SampleResponse, SamplingParams
-
-__all__ = ("DeploymentSampler", "PolicySampler", "SampledTokens", "SamplingClient", "sample_tokens")
-
-
-class SamplingClient(Protocol):
-    """A sampler of immutable weights: `AsyncSamplingClient`."""
-
-    async def sample(
-        self, prompt: ModelInput, num_samples: int = 1, sampling_params: SamplingParams | None = None
-    ) -> SampleResponse:
-        """Completions of a prompt."""
-        ...
+__all__ = ("DeploymentSampler", "PolicySampler", "SampledTokens", "sample_tokens")
 
 
 class DeploymentSampler(Protocol):
@@ -32,7 +20,8 @@ class DeploymentSampler(Protocol):
         ...
 
 
-PolicySampler = SamplingClient | DeploymentSampler
+PolicySampler = Sampler | DeploymentSampler
+"""A sampler of either kind; that of immutable weights is an `AsyncSamplingClient`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +71,7 @@ async def sample_tokens(
             seed=seed,
             stop=stop if stop is None or isinstance(stop, str) else list(stop) or None,
         )
-        (sequence,) = (
-            await cast("SamplingClient", sampler).sample(ModelInput.from_ints(list(prompt)), 1, params)
-        ).sequences
+        (sequence,) = (await cast("Sampler", sampler).sample(ModelInput.from_ints(list(prompt)), 1, params)).sequences
         tokens, logprobs, finished = sequence.tokens, sequence.logprobs, sequence.stop_reason == "stop"
     if logprobs is None:
         raise ProtocolError("the sampler returned no logprobs; policy losses need those of each sampled token")
