@@ -134,6 +134,11 @@ class RayExecutor:
             with anyio.move_on_after(_CANCELLING_S, shield=True), contextlib.suppress(self._ray.exceptions.RayError):
                 await running  # ends as cancelled
             raise
+        except self._ray.exceptions.RayTaskError as error:
+            if not isinstance(error.cause, Exception):
+                raise
+            error.cause.add_note(f"in actor {place}: {error}")
+            raise error.cause from None
         except self._ray.exceptions.RayActorError as error:
             if self._actors and self._actors[place] is actor:
                 self._actors[place] = self._make()

@@ -29,7 +29,8 @@ class RolloutSettings:
         rollout_timeout: Seconds that a rollout may take; then it is cancelled and counts as failed.
         seed: Every rollout gets a seed of its own that depends on this, its row, its number and the retry.
         breaker: When so many failures are too many.
-        stall_timeout: Seconds without any progress after which the watchdog reports; `None` never does.
+        stall_timeout: Seconds without any progress after which the watchdog reports; `None` never does. Give it more
+            than `rollout_timeout`, and more than your trainer takes for a chunk.
 
     Raises:
         UsageError: A number is out of its range.
@@ -42,10 +43,10 @@ class RolloutSettings:
     chunks_per_batch: int = 1
     min_group_size: int | None = None
     max_group_retries: int = 0
-    rollout_timeout: float = 3600.0
+    rollout_timeout: float = 1800.0
     seed: int = 0
     breaker: BreakerSettings = field(default_factory=BreakerSettings)
-    stall_timeout: float | None = 1800.0
+    stall_timeout: float | None = 3600.0
 
     def __post_init__(self) -> None:
         least = {"groups_per_batch": 1, "group_size": 1, "max_staleness": 0, "max_group_retries": 0}

@@ -69,9 +69,10 @@ async def test_rollouts_run_elsewhere_and_are_counted_here() -> None:
                 versions.append({int(r.segments[0].versions.max()) for group in groups for r in group.rollouts})
                 await scheduler.publish(batch, sampler=f"address {batch.version + 1}")
             statistics = scheduler.statistics()
-    assert versions == [{0}, {0}, {1}]
+    assert versions[:2] == [{0}, {0}]
+    assert versions[2] <= {1, 2}, "one that waits for its turn to start may find newer weights"
     assert statistics.account.kept == 6
-    assert statistics.drops == {"RayTaskError(ConnectionResetError)": 1, "None": 1}
+    assert statistics.drops == {"ConnectionResetError": 1, "None": 1}
 
 
 async def waits(row: str, ctx: RolloutContext) -> Rollout:

@@ -195,7 +195,7 @@ def on_virtual_clock(run: Any) -> Any:
 
 
 @given(programs)
-@settings(max_examples=150)
+@settings(max_examples=100)
 def test_no_row_is_lost_doubled_or_stale_and_no_run_hangs(program: Program) -> None:
     result = on_virtual_clock(execute(program))
     judge(program, result.trained)
@@ -206,7 +206,7 @@ def test_no_row_is_lost_doubled_or_stale_and_no_run_hangs(program: Program) -> N
 
 
 @given(programs, st.integers(1, 3))
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_a_run_that_is_stopped_and_resumed_trains_on_what_one_that_is_not_would(program: Program, stop: int) -> None:
     stopped = Program(**{**vars(program), "stop_after_batches": stop})
     first = on_virtual_clock(execute(stopped))
@@ -230,7 +230,7 @@ class Interrupted(Exception):
 
 
 @given(programs, st.integers(0, 400), st.booleans())
-@settings(max_examples=150)
+@settings(max_examples=100)
 def test_a_run_may_be_left_at_any_await(program: Program, steps: int, cancelled: bool) -> None:
     """Count the turns of the loop, and strike at one of them: by a cancellation from outside, or an error inside."""
     ended: list[Counted] = []
