@@ -131,11 +131,11 @@ class AsyncRolloutScheduler(Generic[RowT]):
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> bool | None:
         self._is_open = False
-        stalled = self._body.__exit__(exc_type, exc, tb)
+        swallowed = self._body.__exit__(exc_type, exc, tb)
         await self._producer.aclose()
-        if stalled and self._producer.failure is not None:
+        if self._body.cancel_called and (swallowed or exc is None) and self._producer.failure is not None:
             raise self._producer.failure
-        return stalled
+        return swallowed
 
     # -- batches -------------------------------------------------------------------------------------
 
@@ -284,7 +284,9 @@ class AsyncRolloutScheduler(Generic[RowT]):
             await anyio.sleep(_LOOK_S)
             now = anyio.current_time()
             self._worst_lag = max(self._worst_lag, now - due)
-            if limit is None or now - max(self._producer.last_progress, reported_at) < limit:
+            if limit is None or self._producer.is_finished:
+                continue
+            if now - max(self._producer.last_progress, reported_at) < limit:
                 continue
             reported_at = now
             self._report(now - self._producer.last_progress)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -119,6 +120,21 @@ async def test_what_says_that_it_moves_is_not_stuck() -> None:
 
     async with AsyncRolloutScheduler(range(2), slow, settings(**PATIENT), sampler=object()) as scheduler:
         assert len(await train(scheduler)) == 1
+
+
+@virtual_time
+async def test_a_run_that_is_over_is_not_stuck() -> None:
+    async with AsyncRolloutScheduler(range(2), stuck_never, settings(**PATIENT), sampler=object()) as scheduler:
+        await train(scheduler)
+        await anyio.sleep(10_000)
+
+
+@virtual_time
+async def test_a_caller_who_hides_that_it_was_ended_is_told_nevertheless() -> None:
+    with pytest.raises(RolloutStalledError):
+        async with AsyncRolloutScheduler(range(2), stuck_never, settings(**PATIENT), sampler=object()):
+            with contextlib.suppress(asyncio.CancelledError):
+                await anyio.sleep_forever()
 
 
 @virtual_time
