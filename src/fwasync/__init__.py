@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from fwasync import errors as errors
     from fwasync import types as types
     from fwasync._http.retry import RetryPolicy as RetryPolicy
+    from fwasync.checkpoints.resume import resolve_resume as resolve_resume
+    from fwasync.checkpoints.saving import CheckpointKind as CheckpointKind
+    from fwasync.checkpoints.saving import save_checkpoint as save_checkpoint
     from fwasync.config import ConcurrencyConfig as ConcurrencyConfig
     from fwasync.config import DeployConfig as DeployConfig
     from fwasync.config import DeploymentConfig as DeploymentConfig
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from fwasync.errors import FwasyncError as FwasyncError
     from fwasync.errors import OperationTimeoutError as OperationTimeoutError
     from fwasync.rollout.context import RolloutContext as RolloutContext
+    from fwasync.rollout.pass_at_k import compute_pass_at_k as compute_pass_at_k
     from fwasync.rollout.rewards import AsyncRewardPool as AsyncRewardPool
     from fwasync.rollout.scheduler import AsyncRolloutScheduler as AsyncRolloutScheduler
     from fwasync.rollout.settings import RolloutSettings as RolloutSettings
@@ -45,6 +49,9 @@ if TYPE_CHECKING:
     from fwasync.sync.sampling import SamplingClient as SamplingClient
     from fwasync.sync.service import ServiceClient as ServiceClient
     from fwasync.sync.training import TrainingClient as TrainingClient
+    from fwasync.tracking.run import open_run as open_run
+    from fwasync.tracking.timers import flush_timing as flush_timing
+    from fwasync.tracking.timers import timer as timer
     from fwasync.training.client import AsyncTrainingClient as AsyncTrainingClient
     from fwasync.training.client import resolve_checkpoint_path as resolve_checkpoint_path
     from fwasync.training.future import APIFuture as APIFuture
@@ -66,6 +73,7 @@ __all__ = (
     "AsyncTrainerJobManager",
     "AsyncTrainingClient",
     "AsyncWeightSyncer",
+    "CheckpointKind",
     "ConcurrencyConfig",
     "DeployConfig",
     "DeploymentConfig",
@@ -89,10 +97,16 @@ __all__ = (
     "WandBConfig",
     "WeightSyncConfig",
     "__version__",
+    "compute_pass_at_k",
     "errors",
+    "flush_timing",
+    "open_run",
     "provision",
     "resolve_checkpoint_path",
+    "resolve_resume",
     "rollout_datums",
+    "save_checkpoint",
+    "timer",
     "types",
 )
 
@@ -110,6 +124,7 @@ _HOMES = {
     "AsyncTrainerJobManager": "fwasync.control.trainer_jobs",
     "AsyncTrainingClient": "fwasync.training.client",
     "AsyncWeightSyncer": "fwasync.weights.syncer",
+    "CheckpointKind": "fwasync.checkpoints.saving",
     "ConcurrencyConfig": "fwasync.config",
     "DeployConfig": "fwasync.config",
     "DeploymentConfig": "fwasync.config",
@@ -132,9 +147,15 @@ _HOMES = {
     "TrainingClient": "fwasync.sync.training",
     "WandBConfig": "fwasync.config",
     "WeightSyncConfig": "fwasync.config",
+    "compute_pass_at_k": "fwasync.rollout.pass_at_k",
+    "flush_timing": "fwasync.tracking.timers",
+    "open_run": "fwasync.tracking.run",
     "provision": "fwasync.control.provisioning",
     "resolve_checkpoint_path": "fwasync.training.client",
+    "resolve_resume": "fwasync.checkpoints.resume",
     "rollout_datums": "fwasync.rollout.trajectory",
+    "save_checkpoint": "fwasync.checkpoints.saving",
+    "timer": "fwasync.tracking.timers",
 }
 
 

@@ -13,21 +13,13 @@ from fwasync.control.client import AsyncFireworksClient
 from fwasync.sampling.deployment import AsyncDeploymentSampler
 from fwasync.weights.hot_load import AsyncHotLoadManager
 from fwasync.weights.syncer import AsyncWeightSyncer
-from service.control_client import BASE, A, Control, start_control
+from service.control_client import BASE, Control, start_control
+from service.test_weight_sync_on_service import deployed
 
 
 @pytest.fixture(scope="module")
 def control(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Control]:
     running = start_control(tmp_path_factory.mktemp("rollouts"))
-    running.job("rl")
-    body = {
-        "baseModel": BASE,
-        "minReplicaCount": 1,
-        "maxReplicaCount": 1,
-        "enableHotLoad": True,
-        "hotLoadTrainerJob": f"{A}/rlorTrainerJobs/rl".removeprefix("/v1/"),
-    }
-    running.post(f"{A}/deployments", body, deploymentId="rl")
     yield running
     running.close()
     running.service.close()
@@ -44,7 +36,7 @@ async def rollout(row: int, ctx: RolloutContext) -> Rollout:
 
 
 async def test_a_deployment_is_sampled_while_its_weights_are_trained(control: Control) -> None:
-    url, key = str(control.gateway("rl").http.base_url).removesuffix("/api/v1/"), control.service.key
+    url, key = deployed(control, "rl", replicas=1), control.service.key
     settings = RolloutSettings(groups_per_batch=2, group_size=4, max_staleness=1, chunks_per_batch=2)
     offsets: list[float] = []
     async with (

@@ -114,15 +114,24 @@ def rewards_differ(group: RolloutGroup[object]) -> bool:
     return len({rollout.reward for rollout in group.rollouts}) > 1
 
 
-def rollout_datums(groups: Sequence[RolloutGroup[RowT]], *, scale: float = 1.0) -> list[Datum]:
+def rollout_datums(
+    groups: Sequence[RolloutGroup[RowT]], *, scale: float = 1.0, include_loss_mask: bool = False
+) -> list[Datum]:
     """The datums of groups for a policy loss, in the order of groups, rollouts and segments.
 
     Args:
         groups: A chunk, or the groups of a batch.
         scale: Multiplies every advantage. Trainers sum over tokens: 1 / (sampled tokens) makes the loss their mean.
+        include_loss_mask: Give each its mask as `loss_mask` too, which the losses of `fwasync.losses` read.
     """
     return [
-        masked_policy_datum(segment.tokens, segment.logprobs, segment.mask, advantage * scale)
+        masked_policy_datum(
+            segment.tokens,
+            segment.logprobs,
+            segment.mask,
+            advantage * scale,
+            include_loss_mask=include_loss_mask,
+        )
         for group in groups
         for rollout, advantage in zip(group.rollouts, group.advantages, strict=True)
         for segment in rollout.segments

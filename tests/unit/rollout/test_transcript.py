@@ -75,6 +75,9 @@ def test_datums_have_advantages_and_logprobs_where_the_target_was_sampled() -> N
     np.testing.assert_allclose(inputs["logprobs"].to_numpy(), [0, -0.1, -0.2, 0, -0.3], rtol=1e-6)
     assert inputs["advantages"].to_numpy().tolist() == [0, 1, 1, 0, 1]
     assert datums[1].loss_fn_inputs["advantages"].to_numpy().tolist() == [1]
+    assert "loss_mask" not in inputs
+    (masked, _) = rollout_datums([group], include_loss_mask=True)
+    assert masked.loss_fn_inputs["loss_mask"].to_numpy().tolist() == [0, 1, 1, 0, 1]
 
 
 def test_rollouts_that_cannot_be_are_refused() -> None:
