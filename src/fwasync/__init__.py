@@ -31,7 +31,13 @@ if TYPE_CHECKING:
     from fwasync.control.trainer_jobs import AsyncTrainerJobManager as AsyncTrainerJobManager
     from fwasync.errors import FwasyncError as FwasyncError
     from fwasync.errors import OperationTimeoutError as OperationTimeoutError
+    from fwasync.rollout.context import RolloutContext as RolloutContext
     from fwasync.rollout.pass_at_k import compute_pass_at_k as compute_pass_at_k
+    from fwasync.rollout.rewards import AsyncRewardPool as AsyncRewardPool
+    from fwasync.rollout.scheduler import AsyncRolloutScheduler as AsyncRolloutScheduler
+    from fwasync.rollout.settings import RolloutSettings as RolloutSettings
+    from fwasync.rollout.trajectory import Rollout as Rollout
+    from fwasync.rollout.trajectory import rollout_datums as rollout_datums
     from fwasync.sampling.aimd import AimdSettings as AimdSettings
     from fwasync.sampling.client import AsyncSamplingClient as AsyncSamplingClient
     from fwasync.sampling.completions import SampledCompletion as SampledCompletion
@@ -64,6 +70,8 @@ __all__ = (
     "AsyncDeploymentSampler",
     "AsyncFireworksClient",
     "AsyncHotLoadManager",
+    "AsyncRewardPool",
+    "AsyncRolloutScheduler",
     "AsyncSamplingClient",
     "AsyncServiceClient",
     "AsyncTrainerJobManager",
@@ -81,6 +89,9 @@ __all__ = (
     "OperationTimeoutError",
     "ReconnectableClient",
     "RetryPolicy",
+    "Rollout",
+    "RolloutContext",
+    "RolloutSettings",
     "SampledCompletion",
     "SamplingClient",
     "ServiceClient",
@@ -99,6 +110,7 @@ __all__ = (
     "provision",
     "resolve_checkpoint_path",
     "resolve_resume",
+    "rollout_datums",
     "save_checkpoint",
     "timer",
     "types",
@@ -112,6 +124,8 @@ _HOMES = {
     "AsyncDeploymentSampler": "fwasync.sampling.deployment",
     "AsyncFireworksClient": "fwasync.control.client",
     "AsyncHotLoadManager": "fwasync.weights.hot_load",
+    "AsyncRewardPool": "fwasync.rollout.rewards",
+    "AsyncRolloutScheduler": "fwasync.rollout.scheduler",
     "AsyncSamplingClient": "fwasync.sampling.client",
     "AsyncServiceClient": "fwasync.service",
     "AsyncTrainerJobManager": "fwasync.control.trainer_jobs",
@@ -129,6 +143,9 @@ _HOMES = {
     "OperationTimeoutError": "fwasync.errors",
     "ReconnectableClient": "fwasync.sync.client",
     "RetryPolicy": "fwasync._http.retry",
+    "Rollout": "fwasync.rollout.trajectory",
+    "RolloutContext": "fwasync.rollout.context",
+    "RolloutSettings": "fwasync.rollout.settings",
     "SampledCompletion": "fwasync.sampling.completions",
     "SamplingClient": "fwasync.sync.sampling",
     "ServiceClient": "fwasync.sync.service",
@@ -145,6 +162,7 @@ _HOMES = {
     "provision": "fwasync.control.provisioning",
     "resolve_checkpoint_path": "fwasync.training.client",
     "resolve_resume": "fwasync.checkpoints.resume",
+    "rollout_datums": "fwasync.rollout.trajectory",
     "save_checkpoint": "fwasync.checkpoints.saving",
     "timer": "fwasync.tracking.timers",
 }
