@@ -164,7 +164,7 @@ async def train(
         served = await stack.enter_async_context(
             serve_policy(
                 trainers,
-                stop_tokens=tokenizer.stop_tokens,
+                tokenizer=tokenizer,
                 deploy=config.deployment,
                 weight_sync=config.weight_sync,
                 concurrency=config.concurrency,
@@ -195,7 +195,9 @@ async def train(
         result = await training.go(start, sampler, keep, StopRequest() if stop is None else stop)
         if result.stopped is None:
             await checkpoints.promote(result.checkpoint, runner)
-        await runner.completed(result.stopped or "")
+            await runner.completed()
+        else:
+            await runner.stopped(result.stopped)
         return result
 
 

@@ -8,7 +8,7 @@ Samples come from elsewhere than gradients, and where from depends on the two wa
 A recipe does not see the difference:
 
 ```python
-async with serve_policy(trainers, stop_tokens=tokenizer.stop_tokens) as served:
+async with serve_policy(trainers, tokenizer=tokenizer) as served:
     await served.publish(0)
     group = await served.sample_with_prompt_tokens(prompt, n=8, max_tokens=256, seed=7)
     ...  # an optimizer step
@@ -49,6 +49,7 @@ from fwasync import (
     WeightSyncConfig,
 )
 from fwasync._background import Background
+from fwasync.data.chat import ChatTokenizer
 from fwasync.errors import FwasyncError, UsageError
 from fwasync.recipes.trainers import Trainers
 from fwasync.sampling.aimd import AimdSettings, Observation
@@ -157,7 +158,7 @@ class ServedPolicy(ABC):
 async def serve_policy(
     trainers: Trainers,
     *,
-    stop_tokens: Sequence[int] = (),
+    tokenizer: ChatTokenizer | None = None,
     deploy: DeployConfig | None = None,
     weight_sync: WeightSyncConfig | None = None,
     concurrency: ConcurrencyConfig | None = None,
@@ -169,7 +170,7 @@ async def serve_policy(
 
     Args:
         trainers: What is up; with its deployment, if it has one.
-        stop_tokens: What ends an answer of this model, for services that do not know; deployments do.
+        tokenizer: The model's: services have to be told what ends an answer, and deployments take stops as texts.
         deploy: The deployment's configuration: how long one completion may take, how many replicas there are.
         weight_sync: How weights travel.
         concurrency: How many requests run at a time.
@@ -183,7 +184,7 @@ async def serve_policy(
     controller = concurrency_controller(concurrency or ConcurrencyConfig(), replicas=deploy.replica_count or 1)
     async with AsyncExitStack() as stack:
         if trainers.deployment is None:
-            snapshots = _Snapshots(trainers, controller, list(stop_tokens))
+            snapshots = _Snapshots(trainers, controller, [] if tokenizer is None else tokenizer.stop_tokens)
             await snapshots.open()
             stack.push_async_callback(snapshots.aclose)
             yield snapshots
@@ -206,7 +207,8 @@ async def serve_policy(
                 fireworks.base_url, trainers.deployment.inference_model, trainers.api_key, concurrency=controller
             )
         )
-        yield _Deployed(sampler, syncer, 0 if untouched else None, timeout=deploy.sample_timeout)
+        version = 0 if untouched else None
+        yield _Deployed(sampler, syncer, version, tokenizer=tokenizer, timeout=deploy.sample_timeout)
 
 
 def concurrency_controller(config: ConcurrencyConfig, *, replicas: int = 1) -> ConcurrencyController:
@@ -236,17 +238,32 @@ class _Deployed(ServedPolicy):
     """A deployment, into which versions are hot-loaded."""
 
     def __init__(
-        self, sampler: AsyncDeploymentSampler, syncer: AsyncWeightSyncer, version: int | None, *, timeout: float
+        self,
+        sampler: AsyncDeploymentSampler,
+        syncer: AsyncWeightSyncer,
+        version: int | None,
+        *,
+        tokenizer: ChatTokenizer | None,
+        timeout: float,
     ) -> None:
         super().__init__(sampler.concurrency, version)
         self._sampler = sampler
         self._syncer = syncer
+        self._tokenizer = tokenizer
         self._timeout = timeout
 
     async def _sample(self, prompt: list[int], n: int, options: dict[str, Any]) -> list[SampledCompletion]:
+        options["stop"] = self._texts(options["stop"])
         return await self._sampler.sample_with_prompt_tokens(
             prompt, n, logprobs=True, http_timeout=self._timeout, **options
         )
+
+    def _texts(self, stop: str | Sequence[str] | Sequence[int] | None) -> str | list[str | int] | None:
+        """Stops as texts, without those that end an answer in any case."""
+        if stop is None or isinstance(stop, str) or self._tokenizer is None:
+            return stop if stop is None or isinstance(stop, str) else list(stop)
+        own, decode = self._tokenizer.stop_tokens, self._tokenizer.decode_all
+        return [each if isinstance(each, str) else decode([each]) for each in stop if each not in own] or None
 
     async def _publish(self, version: int) -> str:
         try:
