@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from fwasync.errors import (
     AuthenticationError,
-    FwasyncError,
     OperationFailedError,
     OperationTimeoutError,
     ProtocolError,
@@ -117,7 +116,7 @@ async def test_a_service_that_is_gone_ends_the_run() -> None:
     source, asked, _ = collector([LOST] * 100)
     with pytest.raises(ServiceUnreachableError) as caught:
         await source.collect(2)
-    assert caught.value.__notes__[0] == "8 rows one after the other could not be sampled"
+    assert caught.value.__notes__[0] == "8 rows one after the other could not be sampled or rewarded"
     assert len(asked) < 12
     source, _, _ = collector([*[LOST] * 7, GOOD] * 5)
     assert [len((await source.collect(1)).failed) for _ in range(5)] == [7] * 5
@@ -133,7 +132,8 @@ async def test_a_service_that_is_gone_ends_the_run() -> None:
         (lambda: OperationTimeoutError("x"), True),
         (lambda: OperationFailedError("x", category="user"), False),
         (lambda: AuthenticationError("x", status=401), False),
-        (lambda: ProtocolError("x", status=502), False),
+        (lambda: ConnectionResetError("of a reward function"), True),
+        (lambda: ProtocolError("x"), False),
         (lambda: UsageError("x"), False),
         (lambda: ZeroDivisionError("x"), False),
     ],
@@ -149,7 +149,7 @@ async def test_what_is_bad_luck(make: Callable[[], Exception], goes_on: bool) ->
     if goes_on:
         collected = await source.collect(2)
         assert (len(collected.kept), len(collected.failed)) == (2, 1)
-        assert isinstance(collected.failed[0], FwasyncError)
+        assert isinstance(collected.failed[0], type(make()))
         return
     with pytest.raises(type(make())):
         await source.collect(2)
