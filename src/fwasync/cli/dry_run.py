@@ -21,7 +21,7 @@ from fwasync.data.jsonl import Chat
 from fwasync.errors import AuthenticationError, FwasyncError, TransportError, UsageError
 from fwasync.recipes import sft
 from fwasync.recipes.batches import Batches
-from fwasync.recipes.rows import render
+from fwasync.recipes.rows import load_rows
 
 if TYPE_CHECKING:
     from fwasync.cli.train_sft import Where
@@ -71,16 +71,12 @@ async def check(config: sft.Config, chats: Sequence[Chat], where: Where) -> None
         if limit is None:
             raise UsageError(f"the service does not tell the context length of {config.base_model}; set --max-seq-len")
 
-        def measure(tokenizer: ChatTokenizer = model.tokenizer, limit: int = limit) -> None:
-            nonlocal rows
-            found = render(config.dataset, chats, tokenizer).limited(limit)
-            kept = found.chosen(range(len(found.rows)))
-            rows = len(kept)
-            trained = sum(int(np.count_nonzero(row.weights)) for row in kept)
-            print(f"tokens: {sum(len(row.tokens) for row in kept):,}, of which {trained:,} are trained on")
-            print(found.describe_dropped() or f"no row has more than {limit} tokens")
-
-        await anyio.to_thread.run_sync(measure)
+        found = (await load_rows(config.dataset, model.tokenizer, chats=chats)).limited(limit)
+        kept = found.chosen(range(len(found.rows)))
+        rows = len(kept)
+        trained = sum(int(np.count_nonzero(row.weights)) for row in kept)
+        print(f"tokens: {sum(len(row.tokens) for row in kept):,}, of which {trained:,} are trained on")
+        print(found.describe_dropped() or f"no row has more than {limit} tokens")
     order = Batches([True] * rows, config.batch_size, epochs=config.epochs, seed=config.seed)
     steps = min(order.steps(), config.max_steps or sys.maxsize)
     passes = next(islice(order.after(), steps - 1, None)).consumed / rows

@@ -21,27 +21,28 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import anyio
 import anyio.to_thread
 import numpy as np
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from fwasync import APIFuture
 from fwasync.checkpoints.ledger import CheckpointEntry
 from fwasync.checkpoints.resume import ResumeInfo
-from fwasync.checkpoints.saving import PendingCheckpoint
+from fwasync.checkpoints.saving import CheckpointKind, PendingCheckpoint
 from fwasync.config import WandBConfig
 from fwasync.data.chat import ChatTokenizer
-from fwasync.data.jsonl import Chat, read_chats
+from fwasync.data.jsonl import Chat
+from fwasync.data.rendering import TrainOnWhat
 from fwasync.data.supervised import Row, mean_loss, supervised_batch
 from fwasync.errors import FwasyncError
 from fwasync.recipes.batches import Batch, Batches, carve_out
 from fwasync.recipes.callbacks import EvalFn, StepCallback, called
 from fwasync.recipes.config import RecipeConfig
 from fwasync.recipes.optimizer import adam_params, remote_metrics
-from fwasync.recipes.rows import TrainingRows, render
+from fwasync.recipes.rows import TrainingRows, load_rows
 from fwasync.recipes.runner import Runner
 from fwasync.recipes.saving import DATA_KEY, Checkpoints, find_start
 from fwasync.recipes.stopping import StopRequest
@@ -58,12 +59,20 @@ PHASE = "sft"
 _LARGEST_EXPONENT = 700.0
 
 
+def _train_on_what(given: object) -> object:
+    return TrainOnWhat.parse(given) if isinstance(given, str) else given
+
+
 class Config(RecipeConfig):
     """What determines a run."""
 
     epochs: int = Field(default=3, ge=1, description="Passes over the rows.")
-    renderer_name: str = Field(default="", description="Empty: the tokenizer's own chat template.")
-    train_on_what: str = Field(default="all_assistant_messages", description="Which messages are learnt.")
+    renderer_name: str = Field(
+        default="", description="Another renderer, as module:attribute. Empty: the tokenizer's own chat template."
+    )
+    train_on_what: Annotated[TrainOnWhat, BeforeValidator(_train_on_what)] = Field(
+        default=TrainOnWhat.ALL_ASSISTANT_MESSAGES, description="Which messages are learnt."
+    )
     max_examples: int | None = Field(default=None, ge=1, description="Only so many rows of the file are read.")
     pipeline_depth: int = Field(default=4, ge=1, description="Steps that are submitted at a time.")
     evaluation_dataset: str = Field(
@@ -77,12 +86,10 @@ class Config(RecipeConfig):
     def problems(self) -> list[str]:
         """What keeps the run from being started, as sentences."""
         found = super().problems()
-        if self.renderer_name:
+        if self.infra.training_shape_id is not None and not self.tokenizer_model:
             found.append(
-                f"renderer_name is {self.renderer_name!r}; only the tokenizer's own chat template is supported."
+                "tokenizer_model is empty; name it, so that the data are checked before a trainer costs money."
             )
-        if self.train_on_what != "all_assistant_messages":
-            found.append(f"train_on_what is {self.train_on_what!r}; only 'all_assistant_messages' is supported.")
         if self.evaluation_dataset and self.eval_auto_carveout:
             found.append("give either evaluation_dataset or eval_auto_carveout, not both.")
         return found
@@ -147,13 +154,12 @@ async def train(
             run = await stack.enter_async_context(open_run(config.log_path, config=settings, resume=True))
         runner = await stack.enter_async_context(Runner(config.runner, accelerators=config.infra.accelerator_count))
         await runner.pending()
-        files = await anyio.to_thread.run_sync(_read, config, chats, abandon_on_cancel=True)
         # What can be found wrong is found before anything is brought up that costs money.
-        data = await _rendered(files, config.tokenizer_model) if config.tokenizer_model else None
+        data = await _loaded(config, config.tokenizer_model, chats) if config.tokenizer_model else None
         start = await find_start(config, where, run, PHASE)
         path = start.path if start else None
         trainers = await stack.enter_async_context(where.open(config, start=path, tell=run.message))
-        data = data or await _rendered(files, await trainers.tokenizer_name(config))
+        data = data or await _loaded(config, await trainers.tokenizer_name(config), chats)
         limited = partial(_limited, config, data, await trainers.max_seq_len(config))
         rows, held_out = await anyio.to_thread.run_sync(limited)
         if rows.dropped:
@@ -164,30 +170,25 @@ async def train(
         result = await training.go(start, StopRequest() if stop is None else stop)
         if result.stopped is None:
             await checkpoints.promote(result.checkpoint, runner)
-        await runner.completed(result.stopped or "")
+            await runner.completed()
+        else:
+            await runner.stopped(result.stopped)
         return result
 
 
 # -- the rows ----------------------------------------------------------------------------------------
 
-_Files = list[tuple[str, Sequence[Chat]]]
 
-
-def _read(config: Config, chats: Sequence[Chat] | None) -> _Files:
-    """The chats of the data set, and of that for evaluation if there is one."""
-    own = read_chats(config.dataset) if chats is None else chats
-    files: _Files = [(config.dataset, own[: config.max_examples])]
+async def _loaded(config: Config, tokenizer_name: str, chats: Sequence[Chat] | None) -> list[TrainingRows]:
+    """The rows of the data set, and of that for evaluation if there is one."""
+    tokenizer = await anyio.to_thread.run_sync(ChatTokenizer.load, tokenizer_name)
+    load = partial(
+        load_rows, tokenizer=tokenizer, renderer_name=config.renderer_name, train_on_what=config.train_on_what
+    )
+    data = [await load(config.dataset, max_examples=config.max_examples, chats=chats)]
     if config.evaluation_dataset:
-        files.append((config.evaluation_dataset, read_chats(config.evaluation_dataset)))
-    return files
-
-
-async def _rendered(files: _Files, tokenizer: str) -> list[TrainingRows]:
-    def tokenized() -> list[TrainingRows]:
-        loaded = ChatTokenizer.load(tokenizer)
-        return [render(path, chats, loaded) for path, chats in files]
-
-    return await anyio.to_thread.run_sync(tokenized, abandon_on_cancel=True)
+        data.append(await load(config.evaluation_dataset))
+    return data
 
 
 def _limited(config: Config, data: list[TrainingRows], max_seq_len: int) -> tuple[TrainingRows, list[Row]]:
@@ -258,6 +259,8 @@ class _Training:
         pending = None
         if stopped is not None and number > began and not (in_flight and in_flight[-1].saving):
             pending = self.checkpoints.save(number, consumed)
+        elif stopped is None and number == began and config.save_final_checkpoint and not self._has_snapshot():
+            pending = self.checkpoints.save(number, consumed, CheckpointKind.BOTH)
         while in_flight:
             await self._finish(in_flight.popleft())
         if pending is not None:
@@ -265,6 +268,9 @@ class _Training:
         if stopped is not None:
             self.run.message(f"{stopped}: step {number} of {self.total} is done. The same log_path goes on from there.")
         return Result(number, self.total, self.checkpoint, self.rows, stopped, self.trainers.job_id)
+
+    def _has_snapshot(self) -> bool:
+        return self.checkpoint is not None and self.checkpoint.sampler_path is not None
 
     async def _submit(self, number: int, batch: Batch) -> _Step:
         config, client, timeout = self.config, self.trainers.policy, self.config.step_timeout_s
