@@ -35,6 +35,7 @@ from fwasync.data.messages import Message
 from fwasync.data.rendering import resolve_renderer
 from fwasync.local import launch
 from fwasync.local.tokenizer import CHAT_TEMPLATE, build_tokenizer
+from fwasync.losses import PolicyInputs, PolicyLoss
 from fwasync.testing import blocking_local_service, local_service
 
 ROOT = Path(__file__).parents[2]
@@ -120,6 +121,24 @@ async def drive_preference_loss(example: Callable[..., Any]) -> None:
     async with training() as (_, client):
         output = await client.forward_backward_custom([DATUM, DATUM], example)
         assert output.metrics["margin:mean"] == pytest.approx(0, abs=1e-5)
+
+
+async def drive_policy_step(example: Callable[..., Any]) -> None:
+    async with training() as (_, client):
+        output = await client.forward([DATUM])
+        seen = [record["logprobs"].to_numpy() for record in output.loss_fn_outputs]
+        metrics, update = await example(client, [DATUM], [1.0], [3], seen, types.AdamParams(learning_rate=1e-3))
+        assert metrics["loss:sum"] == pytest.approx(-(len(TOKENS) - 3), rel=1e-3)
+        assert update["grad_norm"] > 0
+
+
+async def drive_soft_clipped(example: Callable[..., PolicyLoss]) -> None:
+    async with training() as (_, client):
+        output = await client.forward([DATUM])
+        seen = [record["logprobs"].to_numpy() for record in output.loss_fn_outputs]
+        loss_fn = example().custom(PolicyInputs([1.0], None, 3, seen))
+        metrics = (await client.forward_backward_custom([DATUM], loss_fn)).metrics
+        assert metrics["mine/ratio"] == pytest.approx(1, rel=1e-3)
 
 
 async def drive_loop(example: Callable[..., Awaitable[int]], directory: Path) -> None:

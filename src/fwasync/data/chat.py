@@ -5,7 +5,8 @@ Only `tokenizers` and Jinja are used; transformers is not needed.
 Invariants
     * Text of a message never becomes a special token. Where a message spells one (`<|end|>`), its characters are
       encoded as the plain text that they are; only the template writes special tokens.
-    * Every other conversation gets exactly the tokens of the rendered text as a whole.
+    * Every other conversation gets exactly the tokens of the rendered text as a whole. If its last answer is trained
+      on, it begins with exactly the tokens of that answer's prompt.
     * Weights are the template's: what stands between its `{% generation %}` marks; or, if it has none, what rendering
       shows that an answer adds to the very tokens of its prompt. Where that cannot be shown, the chat is refused.
 """
@@ -151,17 +152,37 @@ class ChatTokenizer:
         rendered = self._rendered(messages, tools)
         if rendered.spans:
             return self._marked(rendered, messages, trained)
-        tokens = self._guard.encode(rendered.text, rendered.stand_ins)
+        prompts = {index: self._prompt(messages, index, tools) for index in sorted(trained)}
+        tokens = self._whole(rendered, prompts.get(len(messages) - 1))
         weights = np.zeros(len(tokens), np.float32)
-        for index in sorted(trained):
-            prompt = self._rendered(messages[:index], tools, add_generation_prompt=True)
+        for index, prompt in prompts.items():
             last = index + 1 == len(messages)
             answered = rendered if last else self._rendered(messages[: index + 1], tools)
             start = self._common(prompt, rendered, tokens, messages, index, "its prompt")
             end = len(tokens) if last else self._common(answered, rendered, tokens, messages, index, "it")
-            _require_thinking(messages, index, answered, answered.text[len(prompt.text) :])
+            _require_all(messages, index, answered, answered.text[len(prompt.text) :])
             weights[start : self._answer_end(tokens[:end], start)] = 1
         return np.asarray(tokens, np.int64), weights
+
+    def _prompt(self, messages: Sequence[Message], index: int, tools: Tools) -> _Rendered:
+        try:
+            return self._rendered(messages[:index], tools, add_generation_prompt=True)
+        except RenderRefusal as refusal:
+            raise RenderRefusal(f"its prompt cannot be rendered: {refusal}", field=f"messages[{index}]") from None
+
+    def _whole(self, rendered: _Rendered, prompt: _Rendered | None) -> list[int]:
+        """The tokens of a conversation that begins with this prompt, if there is one.
+
+        White space at the end of a prompt may become other tokens together with what follows. A sampler is shown the
+        prompt's own, so they are what an answer is learnt after.
+        """
+        tokens = self._guard.encode(rendered.text, rendered.stand_ins)
+        if prompt is None or not self._guard.is_cut or not rendered.written().startswith(prompt.written()):
+            return tokens
+        asked = self._guard.encode(prompt.text, prompt.stand_ins)
+        if tokens[: len(asked)] == asked:
+            return tokens
+        return asked + self._guard.encode(rendered.text[len(prompt.text) :], rendered.stand_ins)
 
     def _rendered(self, messages: Sequence[Message], tools: Tools, *, add_generation_prompt: bool = False) -> _Rendered:
         rows: Any = [_row(message) for message in messages]
@@ -195,7 +216,7 @@ class ChatTokenizer:
         weights = np.zeros(len(ids), np.float32)
         for index, (start, end) in zip(answers, rendered.spans, strict=True):
             if index in trained:
-                _require_thinking(messages, index, rendered, rendered.text[start:end])
+                _require_all(messages, index, rendered, rendered.text[start:end])
                 weights[(starts < end) & (ends > start)] = 1
         return np.asarray(ids, np.int64), weights
 
@@ -209,21 +230,18 @@ class ChatTokenizer:
         parted = first_divergence(ids, tokens, self.decode_all)
         assert parted is not None, "they differ"
         seen = f"after {parted.before!r} comes {parted.our_text!r}, and then {parted.their_text!r}"
+        split = (
+            "split the row, so that each answer is the last message of one (split=True), or train on the last one only"
+        )
         if whole.written().startswith(part.written()):
-            reason = (
-                f"the end of {what} and what follows it become one token, which no sampler would give: {seen}; begin "
-                "the answer without white space"
-            )
+            reason = f"white space at the end of {what} becomes another token with what follows: {seen}; {split}"
         elif index + 1 == len(messages):
             reason = (
-                f"the chat template begins an answer differently than it asks for one: {seen}; give the message what "
-                "is missing, such as thinking, or use a renderer of your own"
+                f"the chat template begins an answer differently than it asks for one: {seen}; give the message the "
+                "thinking that it is asked for, or none, or use a renderer of your own"
             )
         else:
-            reason = (
-                f"the chat template writes {what} differently once more follows: {seen}; split the row, so that each "
-                "answer is the last message of one (split=True), or train on the last one only"
-            )
+            reason = f"the chat template writes {what} differently once more follows: {seen}; {split}"
         raise RenderRefusal(reason, field=f"messages[{index}]")
 
     def _answer_end(self, tokens: list[int], start: int) -> int:
@@ -254,12 +272,13 @@ def _row(message: Message) -> dict[str, Any]:
     return row
 
 
-def _require_thinking(messages: Sequence[Message], index: int, rendered: _Rendered, answer: str) -> None:
-    """What is to be trained on must be there: templates drop thinking that they do not know, or that is past."""
-    thinking = _guarded(messages[index].thinking.strip(), rendered.stand_ins)
-    if thinking not in answer:
-        raise RenderRefusal(
-            "the chat template does not write what the assistant thinks here; leave the thinking out, or, if it is "
-            "written in last messages only, split the row, so that each answer is the last message of one (split=True)",
-            field=f"messages[{index}]",
-        )
+def _require_all(messages: Sequence[Message], index: int, rendered: _Rendered, answer: str) -> None:
+    """What is to be trained on must be there: templates drop what they do not know, and thinking that is past."""
+    message = messages[index]
+    for what, text in (("thinks", message.thinking.strip()), *(("calls", call.name) for call in message.tool_calls)):
+        if _guarded(text, rendered.stand_ins) not in answer:
+            raise RenderRefusal(
+                f"the chat template does not write what the assistant {what} here; leave it out, or, if it is written "
+                "in last messages only, split the row, so that each answer is the last message of one (split=True)",
+                field=f"messages[{index}]",
+            )

@@ -69,7 +69,7 @@ class TextGuard:
 
     def encode(self, text: str, stand_ins: StandIns) -> list[int]:
         """The tokens of rendered text."""
-        if not stand_ins and not self._is_cut:
+        if not stand_ins and not self.is_cut:
             return self._tokenizer.encode(text, add_special_tokens=False).ids
         return self._encode_cut(text, stand_ins)
 
@@ -117,7 +117,7 @@ class TextGuard:
         return self._plain.encode(text, add_special_tokens=False).ids if text else []
 
     @cached_property
-    def _is_cut(self) -> bool:
+    def is_cut(self) -> bool:
         """Whether special tokens cut a text: some tokenizers treat its beginning differently, or space beside them."""
         if self._special is None or not self._plain_cut:
             return False

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from fwasync.data.alignment import response_start
 from fwasync.errors import DatumError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ Logprobs = Sequence[Sequence[float]] | Sequence[Floats]
 """Of each sample, one for each position of its datum, in nats."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class PolicyInputs:
     """What a policy loss needs beside the datums and the policy's logprobs: one entry for each datum, in order.
 
@@ -41,7 +42,7 @@ class PolicyInputs:
         reference_logprobs: Of the reference model, `[N]` for each; `None` or empty is without a reference.
         prompt_len: Prompt tokens P of each sample, or one number for all.
         sampler_logprobs: Of the deployment that sampled, in the positions of the datum: `[N]` or more, 0 for the
-            prompt.
+            prompt, as `align_sample_logprobs` gives them.
         old_policy_logprobs: Of a forward pass just before the update, `[N]`. `None` takes the sampler's for it: the
             anchor is then the rollout, and the TIS ratio is 1.
         staleness: Optimizer steps between the weights that sampled and those that learn, for `decoupled`.
@@ -86,7 +87,7 @@ class PolicyInputs:
         return np.asarray(rows[index], np.float64)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class ActiveTokens:
     """What is known of one sample's active tokens.
 
@@ -132,7 +133,7 @@ def _active(label: str, inputs: PolicyInputs, index: int, datum: Datum, length: 
     prompt = inputs.prompt_length(index)
     if prompt < 0:
         raise DatumError(f"{where}: its prompt_len is {prompt}")
-    start = max(0, prompt - 1)
+    start = response_start(prompt)
     positions = np.arange(start, max(start, length))
     mask = datum.loss_fn_inputs.get("loss_mask")
     if mask is not None:

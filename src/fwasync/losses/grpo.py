@@ -13,7 +13,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from fwasync.config.base import Config
-from fwasync.losses.kl import KLForm, kl_terms
+from fwasync.losses.kl import KLForm, with_kl
 from fwasync.losses.policy import Kernel, PolicyLoss, Response, Terms
 from fwasync.losses.tis import TISConfig
 
@@ -48,19 +48,9 @@ def grpo_loss(config: GRPOConfig | None = None, tis: TISConfig | None = None) ->
         distance = r.policy - r.old_policy
         ratio = distance.clamp(-_LOG_CAP, _LOG_CAP).exp()
         loss = r.weight * (-ratio * r.advantage).maximum(-ratio.clamp(low, high) * r.advantage)
-        metrics = {
-            "ppo_ratio_mean": ratio,
-            "ppo_clip_frac": (ratio < low) | (ratio > high),
-            "ppo_kl": -distance,
-            "mean_adv_loss": loss,
-        }
-        if r.reference is not None:
-            kl = kl_terms(r.policy, r.reference, config.kl)
-            metrics["ref_kl"] = kl
-            if config.kl_beta > 0:
-                metrics["mean_kl_penalty"] = config.kl_beta * kl
-                loss = loss + config.kl_beta * kl
-        return Terms(loss, metrics | {"mean_loss": loss})
+        clipped = (ratio < low) | (ratio > high)
+        metrics = {"ppo_ratio_mean": ratio, "ppo_clip_frac": clipped, "ppo_kl": -distance}
+        return with_kl(r, loss, metrics, beta=config.kl_beta, form=config.kl)
 
     kernel = Kernel("ppo", {"clip_low_threshold": low, "clip_high_threshold": high})
     return PolicyLoss(name="grpo", formula=formula, kernel=kernel, tis=tis, kl_beta=config.kl_beta)

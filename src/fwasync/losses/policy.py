@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from fwasync.errors import UsageError
+from fwasync.errors import DatumError, UsageError
 from fwasync.losses.alignment import ActiveTokens, PolicyInputs, active_tokens, check_finite
 from fwasync.losses.reduction import LossFn, Reduction
 from fwasync.losses.tis import TISConfig, tis_weights
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ("BuiltinLoss", "Kernel", "PolicyLoss", "Response", "Terms")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Response:
     """The active tokens of one sample; every tensor is `[T]`, of the dtype of the policy's logprobs.
 
@@ -56,7 +56,7 @@ class Response:
     staleness: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Terms:
     """What a formula gives for one sample.
 
@@ -191,6 +191,8 @@ class PolicyLoss:
         def tensor(values: npt.NDArray[Any]) -> torch.Tensor:
             return torch.as_tensor(values, dtype=logprobs.dtype, device=logprobs.device)
 
+        if logprobs.ndim != 1:
+            raise DatumError(f"{self.label}: sample {index}: a policy loss takes one target for each position")
         policy = logprobs[torch.as_tensor(sample.positions, device=logprobs.device)]
         seen = policy.detach().cpu().numpy()
         check_finite(f"{self.label}: sample {index}", "policy logprobs", seen, sample.positions)

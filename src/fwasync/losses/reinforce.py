@@ -13,7 +13,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from fwasync.config.base import Config
-from fwasync.losses.kl import KLForm, kl_terms
+from fwasync.losses.kl import KLForm, with_kl
 from fwasync.losses.policy import PolicyLoss, Response, Terms
 
 __all__ = ("ReinforceConfig", "reinforce_loss")
@@ -34,14 +34,6 @@ def reinforce_loss(config: ReinforceConfig | None = None) -> PolicyLoss:
 
     def formula(r: Response) -> Terms:
         ratio = (r.policy - r.sampler).clamp(-_LOG_CAP, _LOG_CAP).exp()
-        loss = -r.advantage * ratio
-        metrics = {"is_ratio_mean": ratio, "mean_adv_loss": loss}
-        if r.reference is not None:
-            kl = kl_terms(r.policy, r.reference, config.kl)
-            metrics["ref_kl"] = kl
-            if config.kl_beta > 0:
-                metrics["mean_kl_penalty"] = config.kl_beta * kl
-                loss = loss + config.kl_beta * kl
-        return Terms(loss, metrics | {"mean_loss": loss})
+        return with_kl(r, -r.advantage * ratio, {"is_ratio_mean": ratio}, beta=config.kl_beta, form=config.kl)
 
     return PolicyLoss(name="reinforce", formula=formula, kl_beta=config.kl_beta)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fwasync.data.alignment import response_start
 from fwasync.errors import DatumError, UsageError
 from fwasync.losses.alignment import check_finite
 
@@ -21,17 +22,19 @@ if TYPE_CHECKING:
 __all__ = ("check_count", "check_sizes", "microbatches", "perplexity", "response")
 
 
-def response(where: str, logprobs: torch.Tensor, response_start: int) -> torch.Tensor:
+def response(where: str, logprobs: torch.Tensor, start_token: int) -> torch.Tensor:
     """The logprobs of a response, `[C]` of `[N]`.
 
     Raises:
-        DatumError: It is empty, or one of its logprobs is not finite.
+        DatumError: It is empty or not of one dimension, or one of its logprobs is not finite.
     """
-    start = max(0, response_start - 1)
+    if logprobs.ndim != 1:
+        raise DatumError(f"{where}: this loss takes one target for each position, got {tuple(logprobs.shape)}")
+    start = response_start(start_token)
     chosen = logprobs[start:]
     if not len(chosen):
         raise DatumError(
-            f"{where}: response_start {response_start} leaves nothing of its {len(logprobs)} positions to learn"
+            f"{where}: response_start {start_token} leaves nothing of its {len(logprobs)} positions to learn"
         )
     check_finite(where, "policy logprobs", chosen.detach().cpu().numpy(), np.arange(start, len(logprobs)))
     return chosen

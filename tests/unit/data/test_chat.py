@@ -116,6 +116,9 @@ def test_what_the_template_refuses_is_told(directory: Path, tokenizer: ChatToken
     source = "{% if messages[0].role == 'assistant' %}{{ raise_exception('users speak first') }}{% endif %}"
     with pytest.raises(RenderRefusal, match="the chat template refuses it: users speak first"):
         supervised(with_template(directory, source), ("assistant", "x"))
+    with pytest.raises(RenderRefusal, match="its prompt cannot be rendered: the chat template refuses it: ") as caught:
+        supervised(with_template(directory, "{{ messages[0].content }}"), ("assistant", "x"))
+    assert caught.value.field == "messages[0]"
 
 
 def test_templates_are_run_like_the_usual_ones_and_in_a_sandbox() -> None:

@@ -126,9 +126,25 @@ def test_offsets_without_white_space_mark_the_same(bpe: Tokenizer, chat_tokenize
     assert [part.tolist() for part in found] == [part.tolist() for part in expected]
 
 
-def test_an_answer_that_merges_with_its_prompt_is_refused(chat_tokenizer: Make) -> None:
-    with pytest.raises(RenderRefusal, match=r"its prompt and what follows it become one token.* comes '\\n', and then"):
-        chat_tokenizer(CHATML).supervised(turns(("user", "x"), ("assistant", "\n\nfox")), [1])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@given(messages=chats, text=texts.filter(bool))
+def test_a_last_answer_follows_its_prompt_whatever_it_begins_with(
+    messages: list[Message], text: str, chat_tokenizer: Make
+) -> None:
+    tokenizer = chat_tokenizer(CHATML)
+    tokens, weights = tokenizer.supervised([*messages, Message("assistant", text)], [len(messages)])
+    start, *_, end = np.flatnonzero(weights).tolist()
+    assert tokens[:start].tolist() == tokenizer.render(messages, add_generation_prompt=True)
+    assert tokenizer.decode_all(tokens[start : end + 1]) == f"{text}<|im_end|>"
+
+
+def test_an_earlier_answer_that_merges_with_its_prompt_is_refused(chat_tokenizer: Make) -> None:
+    messages = turns(("user", "x"), ("assistant", "\n\nfox"), ("user", "y"), ("assistant", "\n\n<|im_end|>"))
+    with pytest.raises(
+        RenderRefusal, match=r"white space at the end of its prompt becomes another .* comes '\\n', and then"
+    ):
+        chat_tokenizer(CHATML).supervised(messages, [1, 3])
+    assert spans(chat_tokenizer(CHATML), messages, [3]) == ["\n\n<|im_end|><|im_end|>"]
 
 
 def test_past_thinking_is_refused_until_the_row_is_split(chat_tokenizer: Make) -> None:
@@ -146,10 +162,17 @@ def test_past_thinking_is_refused_until_the_row_is_split(chat_tokenizer: Make) -
     assert spans(tokenizer, messages[:2], [1]) == ["<think>\nquick\n</think>\n\nfox<|im_end|>"]
 
 
-def test_thinking_that_no_template_writes_is_refused(chat_tokenizer: Make) -> None:
-    messages = [Message("user", "the"), Message("assistant", "fox", thinking="quick")]
-    for template in (CHATML, MARKED):
-        with pytest.raises(RenderRefusal, match="does not write what the assistant thinks") as caught:
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (Message("assistant", "fox", thinking="quick"), "does not write what the assistant thinks"),
+        (Message("assistant", "fox", tool_calls=(ToolCall("get_weather", {}),)), "not write what the assistant calls"),
+    ],
+)
+def test_what_no_template_writes_is_refused(chat_tokenizer: Make, answer: Message, told: str) -> None:
+    messages = [Message("user", "the"), answer]
+    for template in (MARKED, CHATML.replace("message.tool_calls", "[]")):
+        with pytest.raises(RenderRefusal, match=told) as caught:
             chat_tokenizer(template).supervised(messages, [1])
         assert caught.value.field == "messages[1]"
         assert chat_tokenizer(template).render(messages)

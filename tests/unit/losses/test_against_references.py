@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import settings as bounded
 from hypothesis import strategies as st
 
 from fwasync.losses import (
@@ -174,6 +175,7 @@ WEIGHTS = st.sampled_from(
 
 
 @pytest.mark.parametrize(("name", "settings"), CASES)
+@bounded(max_examples=40)
 @given(batch=st.lists(samples(), min_size=1, max_size=3), weighting=WEIGHTS)
 def test_policy_losses(name, settings, batch: list[Sample], weighting: TISConfig) -> None:
     settings = {"kl_beta": 0.001, **settings} if name == "grpo" else settings

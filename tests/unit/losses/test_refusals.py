@@ -255,6 +255,8 @@ def test_batches_that_do_not_fit_are_refused() -> None:
         apply(loss_fn, [ROW, ROW])
     with pytest.raises(errors.DatumError, match=r"sample 0: its loss_mask has shape \(2,\), its target_tokens \(3,\)"):
         apply(loss_fn, [ROW], [datum(3, mask=[1, 1])])
+    with pytest.raises(errors.DatumError, match="DAPO: sample 0: a policy loss takes one target for each position"):
+        apply(loss_fn, [[ROW, ROW, ROW]])
     with pytest.raises(errors.DatumError, match="DAPO: the batch is empty"):
         policy_loss("dapo").builtin(inputs(0), [])
 
@@ -285,6 +287,7 @@ def test_arrays_do_as_lists() -> None:
         (make_sft_loss_fn(1), [ROW, ROW], None, "SFT: one response_start make a batch of 1; got 2"),
         (make_sft_loss_fn(1, [1, 2]), [ROW], None, "2 target_tokens and 3 logprobs"),
         (make_sft_loss_fn(4), [ROW], None, "sample 0: response_start 4 leaves nothing of its 3 positions"),
+        (make_sft_loss_fn(1), [[ROW, ROW]], None, r"sample 0: this loss takes one target .* got \(2, 3\)"),
         (make_sft_loss_fn(3), [[0, 0, NAN]], None, r"sample 0: policy logprobs\[2\] is nan"),
         (make_batch_sft_loss_fn([1]), [ROW, ROW], None, "SFT: 1 response_starts make a batch of 1; got 2"),
         (make_batch_sft_loss_fn([]), [], None, "SFT: the batch is empty"),
