@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from fwasync.control.trainer_jobs import AsyncTrainerJobManager as AsyncTrainerJobManager
     from fwasync.errors import FwasyncError as FwasyncError
     from fwasync.errors import OperationTimeoutError as OperationTimeoutError
+    from fwasync.rollout.pass_at_k import compute_pass_at_k as compute_pass_at_k
     from fwasync.sampling.client import AsyncSamplingClient as AsyncSamplingClient
     from fwasync.sampling.completions import SampledCompletion as SampledCompletion
     from fwasync.sampling.concurrency import AdaptiveConcurrencyController as AdaptiveConcurrencyController
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
     from fwasync.sync.sampling import SamplingClient as SamplingClient
     from fwasync.sync.service import ServiceClient as ServiceClient
     from fwasync.sync.training import TrainingClient as TrainingClient
+    from fwasync.tracking.run import open_run as open_run
+    from fwasync.tracking.timers import flush_timing as flush_timing
+    from fwasync.tracking.timers import timer as timer
     from fwasync.training.client import AsyncTrainingClient as AsyncTrainingClient
     from fwasync.training.client import resolve_checkpoint_path as resolve_checkpoint_path
     from fwasync.training.future import APIFuture as APIFuture
@@ -82,11 +86,15 @@ __all__ = (
     "WandBConfig",
     "WeightSyncConfig",
     "__version__",
+    "compute_pass_at_k",
     "errors",
+    "flush_timing",
+    "open_run",
     "provision",
     "resolve_checkpoint_path",
     "resolve_resume",
     "save_checkpoint",
+    "timer",
     "types",
 )
 
@@ -122,10 +130,14 @@ _HOMES = {
     "TrainingClient": "fwasync.sync.training",
     "WandBConfig": "fwasync.config",
     "WeightSyncConfig": "fwasync.config",
+    "compute_pass_at_k": "fwasync.rollout.pass_at_k",
+    "flush_timing": "fwasync.tracking.timers",
+    "open_run": "fwasync.tracking.run",
     "provision": "fwasync.control.provisioning",
     "resolve_checkpoint_path": "fwasync.training.client",
     "resolve_resume": "fwasync.checkpoints.resume",
     "save_checkpoint": "fwasync.checkpoints.saving",
+    "timer": "fwasync.tracking.timers",
 }
 
 

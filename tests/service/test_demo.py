@@ -116,7 +116,7 @@ def test_the_next_command_that_it_names_works(demo: tuple[Path, str]) -> None:
     assert command
     status, trained, err = finish(start(*command[1].split(), "--steps", "2", cwd=where))
     assert (status, err) == (0, "")
-    assert "Loss " in trained
+    assert "Cross-entropy loss " in trained
     assert len(rows(where / "runs" / "sft-001" / "metrics.jsonl")) == 2
 
 

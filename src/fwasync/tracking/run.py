@@ -17,6 +17,7 @@ import operator
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextvars import Token
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, runtime_checkable
@@ -31,6 +32,8 @@ from fwasync.tracking.history import changes, read_config, read_metrics
 from fwasync.tracking.lock import DirectoryLock
 from fwasync.tracking.records import Record, is_after, line_of, metric
 from fwasync.tracking.settings import config_json
+from fwasync.tracking.timers import Timings, current_timings
+from fwasync.tracking.wandb import WANDB_FILE, WandB, WandBSettings
 
 __all__ = ("Record", "Run", "Ticking", "View", "open_run")
 
@@ -38,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 _METRICS = "metrics.jsonl"
 _CONFIG = "config.json"
+_OWN_FILES = (_METRICS, _CONFIG, WANDB_FILE)
 _LEAVE_S = 2.0
 _TICK_S = 0.25
 
@@ -79,19 +83,30 @@ class Run:
     """One training run and its directory. Made by `open_run`, entered with `async with`.
 
     All methods are to be called on the event loop. Leaving the block, in whatever way, writes what was logged
-    (for at most two seconds) and closes the view. If that fails, a block that ended normally raises
-    `RunDirectoryError`; an exception of the block passes through unchanged, with the failure as a note.
+    (for at most two seconds), lets W&B take it too (for at most 20 s, or 5 s after a failure) and closes the view. If
+    the disk fails, a block that ended normally raises `RunDirectoryError`; an exception of the block passes through
+    unchanged, with the failure as a note. That W&B fails is told, and never raised.
 
     Attributes:
         log_path: The directory.
         records: Everything that was logged, in order; in a run that goes on, also what was logged before.
+        timings: The times of this run's timers; see `fwasync.tracking.timers`.
     """
 
     def __init__(
-        self, log_path: str | Path, *, config: Mapping[str, Any], view: View | None = None, resume: bool = False
+        self,
+        log_path: str | Path,
+        *,
+        config: Mapping[str, Any],
+        view: View | None = None,
+        wandb: WandBSettings | None = None,
+        resume: bool = False,
     ) -> None:
         self.log_path = Path(log_path)
         self.records: list[Record] = []
+        self.timings = Timings()
+        self._timings_token: Token[Timings | None] | None = None
+        self._wandb = WandB(wandb, self._notify) if wandb is not None and wandb.entity else None
         self._config = config
         self._view = view
         self._resume = resume
@@ -107,6 +122,11 @@ class Run:
 
     def __repr__(self) -> str:
         return f"<Run {self.log_path} {'open' if self._open else 'not open'}: {len(self.records)} records>"
+
+    @property
+    def wandb_place(self) -> str:
+        """Where the run is at W&B, as a sentence; empty if it is not there, or not yet."""
+        return "" if self._wandb is None else self._wandb.place
 
     # -- what happens in the run -----------------------------------------------------------------
 
@@ -130,6 +150,8 @@ class Run:
         record = Record(phase, operator.index(step), time.monotonic() - self._began, values)
         self.records.append(record)
         self._lines.add(line_of(record))
+        if self._wandb is not None:
+            self._wandb.add(record)
         self._wake.set()
         self._tell(lambda view: view.show(record))
         if self._failure is not None:
@@ -174,8 +196,8 @@ class Run:
         """
         self._check_open()
         path = self.log_path / name
-        if Path(name).name != name or name in ("", "..", _METRICS, _CONFIG):
-            raise UsageError(f"{name!r} cannot be written: give a plain file name that is not {_METRICS} or {_CONFIG}")
+        if Path(name).name != name or name in ("", "..", *_OWN_FILES):
+            raise UsageError(f"{name!r} cannot be written: give a plain file name, none of {', '.join(_OWN_FILES)}")
         try:
             await anyio.to_thread.run_sync(write_atomically, path, text, limiter=self._limiter)
         except OSError as error:
@@ -224,6 +246,9 @@ class Run:
             raise
         self._background.start(self._write_on)
         self._background.start(self._tick_on)
+        if self._wandb is not None:
+            self._background.start(self._wandb.serve, json.loads(config))
+        self._timings_token = current_timings.set(self.timings)
         self._open = True
         return self
 
@@ -232,20 +257,22 @@ class Run:
         before_s = max((record.time_s for record in self.records), default=0.0)
         self._began = time.monotonic() - before_s
         if changed:
-            text = f"the run in {self.log_path} was begun with another configuration: {', '.join(changed)}"
-            if self._view is None:
-                logger.warning("%s", text)
-            self._tell(lambda view: view.message(text))
+            self._notify(f"the run in {self.log_path} was begun with another configuration: {', '.join(changed)}")
         await self._background.open()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._open = False
-        self._tell(lambda view: view.close())
+        if self._timings_token is not None:
+            with contextlib.suppress(ValueError):  # left in another context than it was entered in
+                current_timings.reset(self._timings_token)
         try:
             failure = await self._write_the_rest()
         finally:
+            if self._wandb is not None:
+                await self._wandb.finish(ok=error is None)
+            self._tell(lambda view: view.close())
             self._lock.release()
             await self._background.aclose()
         if failure is None:
@@ -273,6 +300,8 @@ class Run:
         try:
             self.records += read_metrics(self._lines.path)
             write_atomically(path, config)
+            if self._wandb is not None:
+                self._wandb.claim(self.log_path)
         except OSError:
             if new:
                 self._lines.path.unlink(missing_ok=True)
@@ -297,6 +326,7 @@ class Run:
                 await self._drain(sync=False)
 
     async def _drain(self, *, sync: bool) -> None:
+        count = 0 if self._wandb is None else self._wandb.added
         try:
             # A thread that is left behind by a cancellation finishes its lines; the next one waits for it.
             await anyio.to_thread.run_sync(self._lines.drain, sync, abandon_on_cancel=True, limiter=self._limiter)
@@ -304,6 +334,8 @@ class Run:
             self._failure = error
             raise self._cannot_write(error) from error
         self._failure = None
+        if self._wandb is not None:
+            self._wandb.release(count)
 
     async def _write_the_rest(self) -> RunDirectoryError | None:
         with anyio.move_on_after(_LEAVE_S, shield=True):
@@ -340,12 +372,25 @@ class Run:
             with contextlib.suppress(Exception):
                 view.close()
 
+    def _notify(self, text: str) -> None:
+        if self._view is None:
+            logger.warning("%s", text)
+        else:
+            self._tell(lambda view: view.message(text))
+
     def _check_open(self) -> None:
         if not self._open:
             raise ClosedError(f"the run in {self.log_path} is not open; use it inside `async with open_run(...)`")
 
 
-def open_run(log_path: str | Path, *, config: Mapping[str, Any], view: View | None = None, resume: bool = False) -> Run:
+def open_run(
+    log_path: str | Path,
+    *,
+    config: Mapping[str, Any],
+    view: View | None = None,
+    wandb: WandBSettings | None = None,
+    resume: bool = False,
+) -> Run:
     """Make a run, to be entered with `async with`.
 
     Entering creates the directory with its parents, locks it, and writes `config.json`, with secrets masked.
@@ -354,6 +399,7 @@ def open_run(log_path: str | Path, *, config: Mapping[str, Any], view: View | No
         log_path: A directory that does not hold a run yet; with `resume` it may.
         config: Everything that determines the run.
         view: Who watches it; see `fwasync.tracking.views.make_view`. It is closed with the run.
+        wandb: Log to Weights & Biases too, if its `entity` is set; a `fwasync.WandBConfig`.
         resume: Go on with the run that the directory holds, if it holds one. What differs in the configuration is told
             to the view, or logged without one.
 
@@ -361,7 +407,7 @@ def open_run(log_path: str | Path, *, config: Mapping[str, Any], view: View | No
         RunDirectoryError: On entering: the directory holds a run, is in use by another one, or cannot be written.
         UsageError: On entering: `config` contains itself.
     """
-    return Run(log_path, config=config, view=view, resume=resume)
+    return Run(log_path, config=config, view=view, wandb=wandb, resume=resume)
 
 
 def _reason(error: OSError) -> str:

@@ -54,7 +54,7 @@ class Trainer:
         ]
         return ForwardBackwardOutput(loss_fn_output_type="", loss_fn_outputs=logprobs, metrics={"loss:sum": 3.5})
 
-    def optim_step(self, adam: Any, *, timeout: float = 0) -> Future:
+    def optim_step(self, adam: Any, normalization: str | None = None, *, timeout: float = 0) -> Future:
         self.adams.append(adam)
         return self._submit(f"optim_step {len(self.adams)}", OptimStepResponse(metrics={"grad_norm": 2.5}))
 
