@@ -2,7 +2,7 @@
 
 Steps are pipelined: `pipeline_depth` of them are submitted before the results of the first are awaited, so that the
 trainer never waits for the network or for us. Checkpoints and evaluations take their places in that order. A recipe
-says by its `Steps` what a step is.
+says by a function what a step is.
 
 Invariants
     * A run that is killed at any moment and started again takes the steps that it would have taken.
@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -47,7 +47,17 @@ from fwasync.tracking.run import Run
 if TYPE_CHECKING:
     from fwasync.types import ForwardBackwardOutput, OptimStepResponse
 
-__all__ = ("Evaluation", "Hooks", "Loop", "LoopConfig", "Result", "Steps", "Submitted", "open_loop")
+__all__ = (
+    "Evaluation",
+    "Hooks",
+    "Loop",
+    "LoopConfig",
+    "Result",
+    "Submit",
+    "SubmitEvaluation",
+    "Submitted",
+    "open_loop",
+)
 
 C = TypeVar("C", bound="LoopConfig")
 R = TypeVar("R", bound=Item)
@@ -122,16 +132,11 @@ class Submitted:
     metrics: Callable[[ForwardBackwardOutput], Mapping[str, float]]
 
 
-class Steps(Protocol):
-    """What is a recipe's own in the loop."""
+Submit = Callable[[Batch], Awaitable[Submitted]]
+"""Submits the forward and backward pass of a batch."""
 
-    async def submit(self, batch: Batch) -> Submitted:
-        """Submit the forward and backward pass of a batch."""
-        ...
-
-    async def submit_evaluation(self) -> Evaluation | None:
-        """Submit what is evaluated at the end of a pass, if anything is."""
-        ...
+SubmitEvaluation = Callable[[], Awaitable[Evaluation]]
+"""Submits what is evaluated at the end of a pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,19 +202,6 @@ async def open_loop(
 
 
 @dataclass(frozen=True, slots=True)
-class _Step:
-    """A step in flight."""
-
-    number: int
-    batch: Batch
-    learning_rate: float
-    submitted: Submitted
-    optim_step: APIFuture[OptimStepResponse]
-    saving: PendingCheckpoint | None
-    evaluation: Evaluation | None
-
-
-@dataclass
 class Loop(Generic[R]):
     """A run that is ready to train. Made by `open_loop`.
 
@@ -238,14 +230,15 @@ class Loop(Generic[R]):
     start: ResumeInfo | None
     plan: Plan
     checkpoints: Checkpoints
-    _checkpoint: CheckpointEntry | None = field(default=None, init=False)
-    _last_time: float = field(default=0.0, init=False)
 
-    async def go(self, steps: Steps, *, sync: WeightSync | None = None) -> Result[R]:
+    async def go(
+        self, submit: Submit, *, submit_evaluation: SubmitEvaluation | None = None, sync: WeightSync | None = None
+    ) -> Result[R]:
         """Train to the end, or until a stop is asked for; then save, and promote what is to be promoted.
 
         Args:
-            steps: What a step is.
+            submit: What a step is.
+            submit_evaluation: What is evaluated at the end of each pass, beside what the caller judges.
             sync: Brings the weights into a deployment, if they are to be there.
 
         Raises:
@@ -253,81 +246,108 @@ class Loop(Generic[R]):
 
         **Cancellation:** the run keeps what was logged; checkpoints that were listed stay.
         """
-        stop = StopRequest() if self.hooks.stop is None else self.hooks.stop
-        result = await self._steps(steps, sync, stop)
-        if result.stopped is None:
-            await self.checkpoints.promote(result.checkpoint, self.runner)
+        training = _Training(self, submit, submit_evaluation, sync, self.start.entry if self.start else None)
+        steps, stopped = await training.go(StopRequest() if self.hooks.stop is None else self.hooks.stop)
+        if stopped is None:
+            await self.checkpoints.promote(training.checkpoint, self.runner)
             await self.runner.completed()
         else:
-            await self.runner.stopped(result.stopped)
-        return result
+            told = f"{stopped}: step {steps} of {self.plan.total} is done. The same log_path goes on from there."
+            self.run.message(told)
+            await self.runner.stopped(stopped)
+        return Result(steps, self.plan.total, training.checkpoint, self.rows, stopped, self.trainers.job_id)
 
-    async def _steps(self, steps: Steps, sync: WeightSync | None, stop: StopRequest) -> Result[R]:
-        plan = self.plan
-        number, consumed = plan.step, plan.consumed
-        self._checkpoint = self.start.entry if self.start else None
-        self.run.begin(self.phase, plan.total)
-        self.runner.begin(number, plan.total)
-        if sync is not None:
-            await sync.begin(number)
-        self._last_time = anyio.current_time()
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A step in flight."""
+
+    number: int
+    batch: Batch
+    learning_rate: float
+    submitted: Submitted
+    optim_step: APIFuture[OptimStepResponse]
+    saving: PendingCheckpoint | None
+    evaluation: Evaluation | None
+
+
+@dataclass
+class _Training:
+    """The steps of a loop: submitted, and finished in the same order."""
+
+    loop: Loop[Any]
+    submit: Submit
+    submit_evaluation: SubmitEvaluation | None
+    sync: WeightSync | None
+    checkpoint: CheckpointEntry | None
+    last_time: float = 0.0
+
+    async def go(self, stop: StopRequest) -> tuple[int, str | None]:
+        """Train; the steps that are done, and why it was stopped before the end, if it was."""
+        loop, config = self.loop, self.loop.config
+        number, consumed, total = loop.plan.step, loop.plan.consumed, loop.plan.total
+        loop.run.begin(loop.phase, total)
+        loop.runner.begin(number, total)
+        if self.sync is not None:
+            await self.sync.begin(number)
+        self.last_time = anyio.current_time()
         in_flight: deque[_Step] = deque()
         is_saved = True
-        for batch in plan.batches():
+        for batch in loop.plan.batches():
             if stop.requested:
                 break
             number, consumed = number + 1, batch.consumed
-            step = await self._submit(steps, number, batch)
+            step = await self._submitted(number, batch)
             in_flight.append(step)
             is_saved = step.saving is not None
-            depth = 1 if self._settles(step, sync) else self.config.pipeline_depth
+            depth = 1 if self._settles(step) else config.pipeline_depth
             while len(in_flight) >= depth:
-                await self._finish(in_flight.popleft(), sync)
-        stopped = stop.reason if number < plan.total else None
+                await self._finish(in_flight.popleft())
+        stopped = stop.reason if number < total else None
         pending = None
         if stopped is not None and not is_saved:
-            pending = self.checkpoints.save(number, consumed)
-        elif stopped is None and number == plan.step and self.config.save_final_checkpoint and not self._has_snapshot():
-            pending = self.checkpoints.save(number, consumed, CheckpointKind.BOTH)
+            pending = loop.checkpoints.save(number, consumed)
+        elif stopped is None and number == loop.plan.step and config.save_final_checkpoint and not self._has_snapshot():
+            pending = loop.checkpoints.save(number, consumed, CheckpointKind.BOTH)
         while in_flight:
-            await self._finish(in_flight.popleft(), sync)
+            await self._finish(in_flight.popleft())
         if pending is not None:
-            self._checkpoint = await self.checkpoints.finish(pending)
-        if stopped is not None:
-            self.run.message(f"{stopped}: step {number} of {plan.total} is done. The same log_path goes on from there.")
-        return Result(number, plan.total, self._checkpoint, self.rows, stopped, self.trainers.job_id)
+            self.checkpoint = await loop.checkpoints.finish(pending)
+        return number, stopped
 
     def _has_snapshot(self) -> bool:
-        return self._checkpoint is not None and self._checkpoint.sampler_path is not None
+        return self.checkpoint is not None and self.checkpoint.sampler_path is not None
 
-    def _ends_pass(self, step: int, batch: Batch) -> bool:
-        return batch.ends_epoch or step == self.plan.total
+    def _ends_pass(self, number: int, batch: Batch) -> bool:
+        return batch.ends_epoch or number == self.loop.plan.total
 
-    def _is_synced(self, step: int, sync: WeightSync | None) -> bool:
-        return sync is not None and sync.is_due(step, last=step == self.plan.total)
+    def _is_synced(self, number: int) -> bool:
+        return self.sync is not None and self.sync.is_due(number, last=number == self.loop.plan.total)
 
-    def _settles(self, step: _Step, sync: WeightSync | None) -> bool:
+    def _settles(self, step: _Step) -> bool:
         """Whether somebody has to see the weights of this step before the next one is submitted."""
-        judged = self.hooks.evaluate is not None and self._ends_pass(step.number, step.batch)
-        return judged or self._is_synced(step.number, sync)
+        judged = self.loop.hooks.evaluate is not None and self._ends_pass(step.number, step.batch)
+        return judged or self._is_synced(step.number)
 
-    async def _submit(self, steps: Steps, number: int, batch: Batch) -> _Step:
-        config, total = self.config, self.plan.total
+    async def _submitted(self, number: int, batch: Batch) -> _Step:
+        config, total = self.loop.config, self.loop.plan.total
         learning_rate = config.lr_scheduler.rate(config.learning_rate, number, total)
         adam = adam_params(config.adam, learning_rate, grad_clip_norm=config.grad_clip_norm)
-        submitted = await steps.submit(batch)
-        optim_step = self.trainers.policy.optim_step(
+        submitted = await self.submit(batch)
+        optim_step = self.loop.trainers.policy.optim_step(
             adam, config.grad_accumulation_normalization, timeout=config.step_timeout_s
         )
-        saving = self.checkpoints.submit(number, batch.consumed, last=number == total)
-        evaluation = await steps.submit_evaluation() if self._ends_pass(number, batch) else None
+        saving = self.loop.checkpoints.submit(number, batch.consumed, last=number == total)
+        evaluation = None
+        if self.submit_evaluation is not None and self._ends_pass(number, batch):
+            evaluation = await self.submit_evaluation()
         return _Step(number, batch, learning_rate, submitted, optim_step, saving, evaluation)
 
-    async def _finish(self, step: _Step, sync: WeightSync | None) -> None:
+    async def _finish(self, step: _Step) -> None:
+        loop, tokens = self.loop, step.submitted.tokens
         output, update = await step.submitted.future, await step.optim_step
         now = anyio.current_time()
-        seconds, self._last_time = max(now - self._last_time, 1e-9), now
-        tokens = step.submitted.tokens
+        seconds, self.last_time = max(now - self.last_time, 1e-9), now
         metrics = {
             **remote_metrics(output, update),
             **step.submitted.metrics(output),
@@ -338,23 +358,24 @@ class Loop(Generic[R]):
             "train/tokens_per_sec": tokens / seconds,
             **await self._evaluated(step),
         }
-        if sync is not None and self._is_synced(step.number, sync):
-            metrics |= await sync.sync(step.number)
-        self.run.log(self.phase, step.number, metrics)
+        if self.sync is not None and self._is_synced(step.number):
+            metrics |= await self.sync.sync(step.number)
+        loop.run.log(loop.phase, step.number, metrics)
         if step.saving is not None:
-            self._checkpoint = await self.checkpoints.finish(step.saving)
-        await self.runner.step(step.number, metrics, tokens=tokens)
-        if self.hooks.on_step is not None:
-            await called(self.hooks.on_step(step.number, metrics))
+            self.checkpoint = await loop.checkpoints.finish(step.saving)
+        await loop.runner.step(step.number, metrics, tokens=tokens)
+        if loop.hooks.on_step is not None:
+            await called(loop.hooks.on_step(step.number, metrics))
 
-    async def _evaluated(self, step: _Step) -> dict[str, Any]:
+    async def _evaluated(self, step: _Step) -> dict[str, float]:
         """The evaluation at the end of a pass. The recipe's own may fail, and is told then."""
-        metrics: dict[str, Any] = {}
+        loop = self.loop
+        metrics: dict[str, float] = {}
         if step.evaluation is not None:
             try:
                 metrics |= await step.evaluation()
             except FwasyncError as error:
-                self.run.message(f"step {step.number} could not be evaluated: {error}")
-        if self.hooks.evaluate is not None and self._ends_pass(step.number, step.batch):
-            metrics |= await called(self.hooks.evaluate(step.number, self.trainers.policy))
+                loop.run.message(f"step {step.number} could not be evaluated: {error}")
+        if loop.hooks.evaluate is not None and self._ends_pass(step.number, step.batch):
+            metrics |= await called(loop.hooks.evaluate(step.number, loop.trainers.policy))
         return metrics

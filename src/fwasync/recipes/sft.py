@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,7 +26,7 @@ from fwasync.errors import FwasyncError
 from fwasync.losses import Reduction
 from fwasync.recipes.batches import Batch, carve_out
 from fwasync.recipes.callbacks import EvalFn, StepCallback
-from fwasync.recipes.loop import Evaluation, Hooks, LoopConfig, Result, Submitted, open_loop
+from fwasync.recipes.loop import Evaluation, Hooks, Loop, LoopConfig, Result, Submitted, open_loop
 from fwasync.recipes.plan import Plan
 from fwasync.recipes.rows import TrainingRows, count_rows, load_rows
 from fwasync.recipes.stopping import StopRequest
@@ -107,7 +106,8 @@ async def train(
     hooks = Hooks(where, run, stop, on_step, evaluate)
     async with open_loop(config, PHASE, partial(_load, chats=chats), _limited, hooks) as loop:
         held_out = loop.others[0].kept() if loop.others else []
-        return await loop.go(_Supervised(config, loop.trainers.policy, loop.rows, held_out))
+        evaluation = partial(_submit_evaluation, config, loop.trainers.policy, held_out) if held_out else None
+        return await loop.go(partial(_submit, config, loop), submit_evaluation=evaluation)
 
 
 async def dry_run(config: Config, *, tokenizer: ChatTokenizer | None, max_seq_len: int | None) -> list[str]:
@@ -172,28 +172,23 @@ def _limited(config: Config, data: list[TrainingRows[Row]], max_seq_len: int) ->
 # -- the steps ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Supervised:
-    """A step of supervised training; see `Steps`."""
+_Parts = list[tuple[list[Row], "APIFuture[ForwardBackwardOutput]"]]
 
-    config: Config
-    client: AsyncTrainingClient
-    rows: TrainingRows[Row]
-    held_out: list[Row]
 
-    async def submit(self, batch: Batch) -> Submitted:
-        rows = self.rows.chosen(batch.rows)
+async def _submit(config: Config, loop: Loop[Row], batch: Batch) -> Submitted:
+    rows = loop.rows.chosen(batch.rows)
+    datums = await anyio.to_thread.run_sync(supervised_batch, rows)
+    future = loop.trainers.policy.forward_backward(datums, "cross_entropy", timeout=config.step_timeout_s)
+    return Submitted(future, sum(row.length - 1 for row in rows), partial(_metrics, rows))
+
+
+async def _submit_evaluation(config: Config, client: AsyncTrainingClient, held_out: list[Row]) -> Evaluation:
+    parts: _Parts = []
+    for start in range(0, len(held_out), config.batch_size):
+        rows = held_out[start : start + config.batch_size]
         datums = await anyio.to_thread.run_sync(supervised_batch, rows)
-        future = self.client.forward_backward(datums, "cross_entropy", timeout=self.config.step_timeout_s)
-        return Submitted(future, sum(row.length - 1 for row in rows), partial(_metrics, rows))
-
-    async def submit_evaluation(self) -> Evaluation | None:
-        parts: list[tuple[list[Row], APIFuture[ForwardBackwardOutput]]] = []
-        for start in range(0, len(self.held_out), self.config.batch_size):
-            rows = self.held_out[start : start + self.config.batch_size]
-            datums = await anyio.to_thread.run_sync(supervised_batch, rows)
-            parts.append((rows, self.client.forward(datums, "cross_entropy", timeout=self.config.step_timeout_s)))
-        return partial(_evaluated, parts) if parts else None
+        parts.append((rows, client.forward(datums, "cross_entropy", timeout=config.step_timeout_s)))
+    return partial(_evaluated, parts)
 
 
 def _metrics(rows: list[Row], output: ForwardBackwardOutput) -> dict[str, float]:
@@ -202,7 +197,7 @@ def _metrics(rows: list[Row], output: ForwardBackwardOutput) -> dict[str, float]
     return {"train/ce_loss": loss, "train/ppl": _ppl(loss), "train/active_tokens": trained}
 
 
-async def _evaluated(parts: list[tuple[list[Row], APIFuture[ForwardBackwardOutput]]]) -> dict[str, float]:
+async def _evaluated(parts: _Parts) -> dict[str, float]:
     total = tokens = 0.0
     failures: list[FwasyncError] = []
     for rows, future in parts:
