@@ -359,7 +359,7 @@ class _Training:
             **await self._evaluated(step),
         }
         if self.sync is not None and self._is_synced(step.number):
-            metrics |= await self.sync.sync(step.number)
+            metrics |= await self.sync.sync(step.number, last=step.number == loop.plan.total)
         loop.run.log(loop.phase, step.number, metrics)
         if step.saving is not None:
             self.checkpoint = await loop.checkpoints.finish(step.saving)

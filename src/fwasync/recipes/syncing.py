@@ -52,7 +52,7 @@ class WeightSync:
         interval = self._settings.weight_sync_interval
         return interval > 0 and (last or step % interval == 0)
 
-    async def sync(self, step: int) -> dict[str, float]:
+    async def sync(self, step: int, *, last: bool) -> dict[str, float]:
         """Bring the weights of a step there; how long it took, as a metric.
 
         Raises:
@@ -61,5 +61,7 @@ class WeightSync:
         **Cancellation:** as of `AsyncWeightSyncer.save_and_hotload`.
         """
         began = anyio.current_time()
-        await self._syncer.save_and_hotload(f"step-{step}")
+        if last:  # the final checkpoint has a snapshot of its own, which a delta would be the difference to
+            self._syncer.reset_delta_chain()
+        await self._syncer.save_and_hotload(f"final-step-{step}" if last else f"step-{step}")
         return {"perf/weight_sync_time": anyio.current_time() - began}
