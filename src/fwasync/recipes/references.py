@@ -1,4 +1,4 @@
-"""The reference's logprobs of pairs: computed beside training, each once, in the order in which it is needed.
+"""The reference's logprobs of pairs: asked for beside training, each once, in the order of need.
 
 Invariants
     * What is computed are the requests that the steps which are left need, and no others.
@@ -12,18 +12,22 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from itertools import takewhile
+from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
 import numpy as np
 import numpy.typing as npt
 
-from fwasync import AsyncTrainingClient
+from fwasync import APIFuture, AsyncTrainingClient
 from fwasync._background import Background
 from fwasync.data.pairs import Pair, preference_batch
 from fwasync.recipes.batches import Batch, Batches
 from fwasync.recipes.plan import Plan
 from fwasync.recipes.rows import TrainingRows
+
+if TYPE_CHECKING:
+    from fwasync.types import ForwardBackwardOutput
 
 __all__ = ("ReferenceLogprobs", "plan_requests")
 
@@ -107,16 +111,14 @@ class ReferenceLogprobs:
             await background.aclose()
 
     async def _compute(self, open_reference: Open, on_released: Callable[[], None]) -> None:
-        left = iter(self._needed)
-
-        async def work() -> None:
-            for request in left:
-                await self._ask(reference, request)
-
+        free = anyio.Semaphore(self._concurrency)
         try:
             async with open_reference() as reference, anyio.create_task_group() as group:
-                for _ in range(min(self._concurrency, len(self._needed))):
-                    group.start_soon(work)
+                for request in self._needed:
+                    await free.acquire()
+                    datums = await anyio.to_thread.run_sync(preference_batch, self._rows.chosen(request))
+                    future = reference.forward(datums, "cross_entropy", timeout=self._timeout)
+                    group.start_soon(self._take, request, future, free)
         except ExceptionGroup as errors:
             self._fail(errors.exceptions[0])
         except Exception as error:
@@ -124,13 +126,14 @@ class ReferenceLogprobs:
         else:
             on_released()
 
-    async def _ask(self, reference: AsyncTrainingClient, request: Sequence[int]) -> None:
-        datums = await anyio.to_thread.run_sync(preference_batch, self._rows.chosen(request))
-        output = await reference.forward(datums, "cross_entropy", timeout=self._timeout)
-        found = [record["logprobs"].to_numpy() for record in output.loss_fn_outputs]
+    async def _take(
+        self, request: Sequence[int], future: APIFuture[ForwardBackwardOutput], free: anyio.Semaphore
+    ) -> None:
+        found = [record["logprobs"].to_numpy() for record in (await future).loss_fn_outputs]
         for row, chosen, rejected in zip(request, found[0::2], found[1::2], strict=True):
             self._known[row] = chosen, rejected
         self._ready[request[0]].set()
+        free.release()
 
     def _fail(self, error: Exception) -> None:
         self._failure = error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,14 @@ def plan(*, consumed: int = 0, step: int = 0, **more: Any) -> Plan:
     return Plan.of(dpo.Config(**settings), ROWS.usable, ResumeInfo("path", step, consumed))
 
 
+class Answer:
+    def __init__(self, made: Callable[[], Coroutine[Any, Any, ForwardBackwardOutput]]) -> None:
+        self.made = made
+
+    def __await__(self):
+        return self.made().__await__()
+
+
 class Reference:
     """Answers when it is let; the logprob of a token is its own number, negative."""
 
@@ -57,9 +65,12 @@ class Reference:
             self.open = False
             self.closed.set()
 
-    async def forward(self, datums: Sequence[Any], loss_fn: str, *, timeout: float) -> ForwardBackwardOutput:
+    def forward(self, datums: Sequence[Any], loss_fn: str, *, timeout: float) -> Answer:
         assert self.open
         self.asked.append([datum.loss_fn_inputs["target_tokens"].data[-1] - 10 for datum in datums[0::2]])
+        return Answer(lambda: self.answer(datums))
+
+    async def answer(self, datums: Sequence[Any]) -> ForwardBackwardOutput:
         self.at_once += 1
         self.most = max(self.most, self.at_once)
         await self.go.wait()
@@ -106,7 +117,8 @@ async def test_logprobs_are_those_of_each_side_and_the_reference_is_closed() -> 
     assert [row.tolist() for row in chosen] == [[-2, -15], [-2, -10]]
     assert [row.tolist() for row in rejected] == [[-2, -25, -30], [-2, -20, -30]]
     assert chosen_again[0] is chosen[0]
-    assert sorted(row for request in reference.asked for row in request) == list(range(PAIRS))
+    needed = plan_requests(plan().order, plan().batches(), 3)
+    assert reference.asked == [list(request) for request in needed]
 
 
 async def test_so_many_requests_at_a_time() -> None:
