@@ -15,20 +15,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
-import anyio.to_thread
 import numpy.typing as npt
 
 from fwasync.data.chat import ChatTokenizer
-from fwasync.data.jsonl import Chat, Faults, Parse, Problem
+from fwasync.data.jsonl import Faults, Parse, Problem
 from fwasync.data.loading import open_lines, take_all
 from fwasync.data.pairs import Pair, load_preferences
 from fwasync.data.rendering import TrainOnWhat
-from fwasync.data.supervised import Row, SupervisedRows, load_supervised, tokenize
+from fwasync.data.supervised import Row, load_supervised
 from fwasync.errors import DatasetError
 
 __all__ = ("Item", "TrainingRows", "count_rows", "load_pairs", "load_rows")
-
-_NO_LIMIT = sys.maxsize
 
 
 class Item(Protocol):
@@ -141,7 +138,6 @@ async def load_rows(
     renderer_name: str = "",
     train_on_what: str = TrainOnWhat.ALL_ASSISTANT_MESSAGES,
     max_examples: int | None = None,
-    chats: Sequence[Chat] | None = None,
 ) -> TrainingRows[Row]:
     """Read and tokenize a file of chats, in a worker thread.
 
@@ -152,7 +148,6 @@ async def load_rows(
             `resolve_renderer`.
         train_on_what: Which messages are learnt; see `TrainOnWhat`.
         max_examples: Only so many rows are read.
-        chats: The chats of the file, if they were read already.
 
     Raises:
         DatasetError: The file cannot be read or is faulty.
@@ -160,18 +155,14 @@ async def load_rows(
 
     **Cancellation:** the reading stops; nothing goes on.
     """
-    renderer, what = renderer_name or None, TrainOnWhat.parse(train_on_what)
-    if chats is None:
-        found = await load_supervised(
-            source, tokenizer, max_seq_len=_NO_LIMIT, renderer=renderer, train_on_what=what, max_rows=max_examples
-        )
-    else:
-
-        def tokenized() -> SupervisedRows:
-            own = chats[:max_examples]
-            return tokenize(source, own, tokenizer, max_seq_len=_NO_LIMIT, renderer=renderer, train_on_what=what)
-
-        found = await anyio.to_thread.run_sync(tokenized, abandon_on_cancel=True)
+    found = await load_supervised(
+        source,
+        tokenizer,
+        max_seq_len=sys.maxsize,
+        renderer=renderer_name or None,
+        train_on_what=TrainOnWhat.parse(train_on_what),
+        max_rows=max_examples,
+    )
     return TrainingRows(source, found.rows, tuple(row.line for row in found.rows))
 
 
@@ -184,7 +175,7 @@ async def load_pairs(source: str, tokenizer: ChatTokenizer, *, renderer_name: st
 
     **Cancellation:** the reading stops; nothing goes on.
     """
-    found = await load_preferences(source, tokenizer, max_seq_len=_NO_LIMIT, renderer=renderer_name or None)
+    found = await load_preferences(source, tokenizer, max_seq_len=sys.maxsize, renderer=renderer_name or None)
     pairs = {pair.line: pair for pair in found.pairs}
     dropped = tuple(Problem(row.line, "", f"{row.cause}: {row.reason}") for row in found.left_out)
     lines = tuple(sorted([*pairs, *(problem.line for problem in dropped)]))

@@ -8,7 +8,6 @@ gradient's scale is the same for every batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,7 +18,7 @@ from pydantic import BeforeValidator, Field
 from fwasync import APIFuture, AsyncTrainingClient
 from fwasync.config import WandBConfig
 from fwasync.data.chat import ChatTokenizer
-from fwasync.data.jsonl import Chat, read_chat
+from fwasync.data.jsonl import read_chat
 from fwasync.data.rendering import TrainOnWhat
 from fwasync.data.supervised import Row, mean_loss, supervised_batch
 from fwasync.errors import FwasyncError
@@ -78,7 +77,6 @@ async def train(
     *,
     where: Where | None = None,
     run: Run | None = None,
-    chats: Sequence[Chat] | None = None,
     stop: StopRequest | None = None,
     on_step: StepCallback | None = None,
     evaluate: EvalFn | None = None,
@@ -92,7 +90,6 @@ async def train(
             `train/step_tokens` (targets) and `train/active_tokens` (those that are trained), `train/lr`,
             `train/epoch`, `train/step_time_sec`, `train/tokens_per_sec`, what the trainer tells as `train/<name>`, and
             `eval/loss`, `eval/ppl`, `eval/tokens` at the end of a pass.
-        chats: The rows of `config.dataset`, if they were read already.
         stop: Looked at between steps; if it is asked, the run saves a checkpoint and returns.
         on_step: Called after each step.
         evaluate: Called at the end of each pass.
@@ -104,7 +101,7 @@ async def train(
     **Cancellation:** the run keeps what was logged; checkpoints that were listed stay.
     """
     hooks = Hooks(where, run, stop, on_step, evaluate)
-    async with open_loop(config, PHASE, partial(_load, chats=chats), _limited, hooks) as loop:
+    async with open_loop(config, PHASE, _load, _limited, hooks) as loop:
         held_out = loop.others[0].kept() if loop.others else []
         evaluation = partial(_submit_evaluation, config, loop.trainers.policy, held_out) if held_out else None
         return await loop.go(partial(_submit, config, loop), submit_evaluation=evaluation)
@@ -146,14 +143,12 @@ async def dry_run(config: Config, *, tokenizer: ChatTokenizer | None, max_seq_le
 # -- the rows ----------------------------------------------------------------------------------------
 
 
-async def _load(
-    config: Config, tokenizer: ChatTokenizer, chats: Sequence[Chat] | None = None
-) -> list[TrainingRows[Row]]:
+async def _load(config: Config, tokenizer: ChatTokenizer) -> list[TrainingRows[Row]]:
     """The rows of the data set, and of that for evaluation if there is one."""
     load = partial(
         load_rows, tokenizer=tokenizer, renderer_name=config.renderer_name, train_on_what=config.train_on_what
     )
-    data = [await load(config.dataset, max_examples=config.max_examples, chats=chats)]
+    data = [await load(config.dataset, max_examples=config.max_examples)]
     if config.evaluation_dataset:
         data.append(await load(config.evaluation_dataset))
     return data
