@@ -10,7 +10,7 @@ pairs in an order of its own, which depends on seed and pass alone.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from pydantic import Field, model_validator
 
@@ -36,7 +36,7 @@ PHASE = "dpo"
 class Config(pairs.PairsConfig):
     """What determines a run."""
 
-    reduction = Reduction.MEAN_PAIRS
+    reduction: ClassVar[Reduction] = Reduction.MEAN_PAIRS
 
     beta: float = Field(
         default=0.1, gt=0, allow_inf_nan=False, description="How firmly the reference holds the policy; above 0."

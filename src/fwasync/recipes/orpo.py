@@ -7,6 +7,8 @@ gradient of many batches of one. So the gradient grows with `batch_size`, which 
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field
 
 from fwasync.config import WandBConfig
@@ -29,7 +31,7 @@ PHASE = "orpo"
 class Config(pairs.PairsConfig):
     """What determines a run."""
 
-    reduction = Reduction.SUM_PAIRS
+    reduction: ClassVar[Reduction] = Reduction.SUM_PAIRS
 
     base_model: str = Field(
         default="accounts/fireworks/models/qwen3-235b-a22b-instruct-2507", description="The model to start from."

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import anyio.to_thread
 import numpy as np
@@ -49,7 +49,7 @@ def _train_on_what(given: object) -> object:
 class Config(LoopConfig):
     """What determines a run."""
 
-    reduction = Reduction.MEAN_TOKENS
+    reduction: ClassVar[Reduction] = Reduction.MEAN_TOKENS
 
     epochs: int = Field(default=3, ge=1, description="Passes over the rows.")
     train_on_what: Annotated[TrainOnWhat, BeforeValidator(_train_on_what)] = Field(
