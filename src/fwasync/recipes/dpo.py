@@ -15,13 +15,13 @@ from typing import Any, ClassVar, cast
 from pydantic import Field, model_validator
 
 from fwasync.config import DeployConfig, WandBConfig, WeightSyncConfig
-from fwasync.data.chat import ChatTokenizer
 from fwasync.data.pairs import Pair
 from fwasync.losses import Reduction, make_batch_dpo_loss_fn
 from fwasync.recipes import pairs
 from fwasync.recipes.batches import Batch
 from fwasync.recipes.callbacks import EvalFn, StepCallback
 from fwasync.recipes.loop import Hooks, Result, Submitted, open_loop
+from fwasync.recipes.pairs import dry_run
 from fwasync.recipes.references import ReferenceLogprobs
 from fwasync.recipes.stopping import StopRequest
 from fwasync.recipes.syncing import WeightSync
@@ -52,12 +52,15 @@ class Config(pairs.PairsConfig):
     @model_validator(mode="before")
     @classmethod
     def _checkpoints_as_before(cls, given: Any) -> Any:
-        """`weight_sync` has an interval for checkpoints, too; it counts if it is the only one, and is not synced."""
+        """`weight_sync` has an interval for checkpoints too, which counts where `dcp_save_interval` is not given.
+
+        A section that does not say how often weights are synced means never, like no section at all.
+        """
         if not isinstance(given, Mapping):
             return given
         values = dict(cast("Mapping[str, Any]", given))
         sync = values.get("weight_sync")
-        if isinstance(sync, Mapping):  # a section of a file: what it does not say is as for this recipe
+        if isinstance(sync, Mapping):
             sync = values["weight_sync"] = {"weight_sync_interval": 0, **cast("Mapping[str, Any]", sync)}
             interval = sync.get("dcp_save_interval")
         else:
@@ -139,22 +142,3 @@ async def train(
         async with references.computed(loop.trainers.open_reference, released):
             sync = WeightSync(config, config.weight_sync, loop.trainers) if config.is_synced else None
             return await loop.go(submit, sync=sync)
-
-
-async def dry_run(config: Config, *, tokenizer: ChatTokenizer | None, max_seq_len: int | None) -> list[str]:
-    """Read and tokenize the pairs, and count the steps; nothing is started.
-
-    Args:
-        config: What would be done.
-        tokenizer: The model's, if it can be had.
-        max_seq_len: The model's context length, if it is known.
-
-    Returns:
-        What was found, in lines.
-
-    Raises:
-        UsageError: The configuration or the data cannot be trained on.
-
-    **Cancellation:** nothing remains.
-    """
-    return await pairs.look(config, tokenizer, max_seq_len)

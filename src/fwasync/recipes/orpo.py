@@ -12,13 +12,13 @@ from typing import ClassVar
 from pydantic import Field
 
 from fwasync.config import WandBConfig
-from fwasync.data.chat import ChatTokenizer
 from fwasync.data.pairs import Pair
 from fwasync.losses import Reduction, make_batch_orpo_loss_fn
 from fwasync.recipes import pairs
 from fwasync.recipes.batches import Batch
 from fwasync.recipes.callbacks import EvalFn, StepCallback
 from fwasync.recipes.loop import Hooks, Result, Submitted, open_loop
+from fwasync.recipes.pairs import dry_run
 from fwasync.recipes.stopping import StopRequest
 from fwasync.recipes.trainers import Where
 from fwasync.tracking.run import Run
@@ -79,22 +79,3 @@ async def train(
             return await pairs.submit_pairs(config, loop.trainers.policy, rows, loss_fn)
 
         return await loop.go(submit)
-
-
-async def dry_run(config: Config, *, tokenizer: ChatTokenizer | None, max_seq_len: int | None) -> list[str]:
-    """Read and tokenize the pairs, and count the steps; nothing is started.
-
-    Args:
-        config: What would be done.
-        tokenizer: The model's, if it can be had.
-        max_seq_len: The model's context length, if it is known.
-
-    Returns:
-        What was found, in lines.
-
-    Raises:
-        UsageError: The configuration or the data cannot be trained on.
-
-    **Cancellation:** nothing remains.
-    """
-    return await pairs.look(config, tokenizer, max_seq_len)

@@ -18,7 +18,7 @@ from fwasync.recipes.plan import Plan
 from fwasync.recipes.rows import TrainingRows, count_rows, load_pairs
 from fwasync.training.custom_loss import require_torch
 
-__all__ = ("PairsConfig", "limited", "look", "read", "submit_pairs")
+__all__ = ("PairsConfig", "dry_run", "limited", "read", "submit_pairs")
 
 
 class PairsConfig(LoopConfig):
@@ -60,8 +60,16 @@ async def submit_pairs(
     return Submitted(future, sum(datum.model_input.length for datum in datums), lambda _: {})
 
 
-async def look(config: PairsConfig, tokenizer: ChatTokenizer | None, max_seq_len: int | None) -> list[str]:
-    """Check the configuration and read the pairs; what was found, in lines. See the recipes' `dry_run`.
+async def dry_run(config: PairsConfig, *, tokenizer: ChatTokenizer | None, max_seq_len: int | None) -> list[str]:
+    """Read and tokenize the pairs, and count the steps; nothing is started.
+
+    Args:
+        config: What would be done.
+        tokenizer: The model's, if it can be had.
+        max_seq_len: The model's context length, if it is known.
+
+    Returns:
+        What was found, in lines.
 
     Raises:
         UsageError: The configuration or the data cannot be trained on.
