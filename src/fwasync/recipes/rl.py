@@ -41,13 +41,14 @@ from fwasync.recipes.optimizer import adam_params, remote_metrics
 from fwasync.recipes.policy_config import PolicyConfig
 from fwasync.recipes.policy_update import PolicyUpdate, policy_batch
 from fwasync.recipes.prompts import Prompts, render_prompts
+from fwasync.recipes.recording import recording
 from fwasync.recipes.rollout_metrics import rollout_metrics, write_trajectories
 from fwasync.recipes.runner import Runner
 from fwasync.recipes.saving import DATA_KEY, Checkpoints, find_start
 from fwasync.recipes.serving import ServedPolicy, serve_policy
 from fwasync.recipes.stopping import StopRequest
 from fwasync.recipes.trainers import Trainers, Where
-from fwasync.tracking.run import Run, open_run
+from fwasync.tracking.run import Run
 from fwasync.training.custom_loss import require_torch
 
 __all__ = ("PHASE", "Config", "PromptRow", "Result", "SampledEvalFn", "train")
@@ -128,13 +129,7 @@ async def train(
         require_torch()
     where = where or Where()
     async with AsyncExitStack() as stack:
-        if run is None:
-            settings = config.model_dump()
-            run = await stack.enter_async_context(
-                open_run(config.log_path, config=settings, wandb=config.wandb, resume=True)
-            )
-        runner = await stack.enter_async_context(Runner(config.runner, accelerators=config.infra.accelerator_count))
-        await runner.pending()
+        run, runner = await stack.enter_async_context(recording(config, run))
         for note in config.notes():
             run.message(note)
         if rows is None:

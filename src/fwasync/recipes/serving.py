@@ -39,7 +39,6 @@ import anyio
 from fwasync import (
     AdaptiveConcurrencyController,
     AsyncDeploymentSampler,
-    AsyncHotLoadManager,
     AsyncSamplingClient,
     AsyncWeightSyncer,
     ConcurrencyConfig,
@@ -189,11 +188,11 @@ async def serve_policy(
             stack.push_async_callback(snapshots.aclose)
             yield snapshots
             return
-        fireworks, base_model = trainers.fireworks, trainers.deployment.base_model
-        assert fireworks is not None, "who has a deployment has a control plane"
+        hot_loads, base_model = trainers.hot_loads, trainers.deployment.base_model
+        assert hot_loads is not None, "who has a deployment has a control plane"
         syncer = AsyncWeightSyncer(
             trainers.policy,
-            AsyncHotLoadManager(fireworks),
+            hot_loads,
             trainers.deployment.deployment_id,
             base_model=base_model,
             hotload_timeout=weight_sync.weight_sync_timeout,
@@ -204,7 +203,7 @@ async def serve_policy(
         untouched = all(replica.snapshot is None for replica in replicas)
         sampler = await stack.enter_async_context(
             AsyncDeploymentSampler(
-                fireworks.base_url, trainers.deployment.inference_model, trainers.api_key, concurrency=controller
+                trainers.inference_url, trainers.deployment.inference_model, trainers.api_key, concurrency=controller
             )
         )
         version = 0 if untouched else None

@@ -49,6 +49,10 @@ class Trainer:
         self.batches.append((loss_fn, list(data)))
         return self._submit(f"forward_backward {len(self.batches)}", self._output(data))
 
+    def forward_backward_custom(self, data: Any, loss_fn: Any, *, timeout: float = 0) -> Future:
+        self.batches.append((loss_fn.name, list(data)))
+        return self._submit(f"forward_backward {len(self.batches)}", self._output(data))
+
     def _output(self, data: Any) -> ForwardBackwardOutput:
         logprobs = [
             {"logprobs": TensorData.from_numpy(np.full(datum.model_input.length, -1, np.float32))} for datum in data
