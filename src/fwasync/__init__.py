@@ -35,10 +35,15 @@ if TYPE_CHECKING:
     from fwasync.sampling.deployment import AsyncDeploymentSampler as AsyncDeploymentSampler
     from fwasync.service import AsyncServiceClient as AsyncServiceClient
     from fwasync.sync.client import ReconnectableClient as ReconnectableClient
+    from fwasync.sync.control import DeploymentManager as DeploymentManager
+    from fwasync.sync.control import FireworksClient as FireworksClient
+    from fwasync.sync.control import TrainerJobManager as TrainerJobManager
+    from fwasync.sync.deployment import DeploymentSampler as DeploymentSampler
     from fwasync.sync.future import SyncFuture as SyncFuture
     from fwasync.sync.sampling import SamplingClient as SamplingClient
     from fwasync.sync.service import ServiceClient as ServiceClient
     from fwasync.sync.training import TrainingClient as TrainingClient
+    from fwasync.sync.weights import WeightSyncer as WeightSyncer
     from fwasync.training.client import AsyncTrainingClient as AsyncTrainingClient
     from fwasync.training.client import resolve_checkpoint_path as resolve_checkpoint_path
     from fwasync.training.future import APIFuture as APIFuture
@@ -61,6 +66,9 @@ __all__ = (
     "ConcurrencyConfig",
     "DeployConfig",
     "DeploymentConfig",
+    "DeploymentManager",
+    "DeploymentSampler",
+    "FireworksClient",
     "FixedConcurrencyController",
     "FwasyncError",
     "GradAccNormalization",
@@ -73,10 +81,12 @@ __all__ = (
     "ServiceClient",
     "SyncFuture",
     "TrainerJobConfig",
+    "TrainerJobManager",
     "TrainerServiceEndpoint",
     "TrainingClient",
     "WandBConfig",
     "WeightSyncConfig",
+    "WeightSyncer",
     "__version__",
     "errors",
     "provision",
@@ -99,6 +109,9 @@ _HOMES = {
     "ConcurrencyConfig": "fwasync.config",
     "DeployConfig": "fwasync.config",
     "DeploymentConfig": "fwasync.config",
+    "DeploymentManager": "fwasync.sync.control",
+    "DeploymentSampler": "fwasync.sync.deployment",
+    "FireworksClient": "fwasync.sync.control",
     "FixedConcurrencyController": "fwasync.sampling.concurrency",
     "FwasyncError": "fwasync.errors",
     "GradAccNormalization": "fwasync.training.normalization",
@@ -111,10 +124,12 @@ _HOMES = {
     "ServiceClient": "fwasync.sync.service",
     "SyncFuture": "fwasync.sync.future",
     "TrainerJobConfig": "fwasync.config",
+    "TrainerJobManager": "fwasync.sync.control",
     "TrainerServiceEndpoint": "fwasync.control.resources",
     "TrainingClient": "fwasync.sync.training",
     "WandBConfig": "fwasync.config",
     "WeightSyncConfig": "fwasync.config",
+    "WeightSyncer": "fwasync.sync.weights",
     "provision": "fwasync.control.provisioning",
     "resolve_checkpoint_path": "fwasync.training.client",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from dataclasses import dataclass
 
 import anyio
 
@@ -37,7 +38,7 @@ class AsyncTrainerJobManager:
     async with AsyncFireworksClient() as fireworks:
         jobs = AsyncTrainerJobManager(fireworks)
         created = await jobs.create(TrainerJobConfig(base_model=model, training_shape_ref=shape))
-        endpoint = await jobs.wait_until_ready(created.job_id)
+        endpoint = await jobs.wait_for_ready(created.job_id)
     ```
 
     Every method raises `ServiceError` (`NotFoundError`, `AuthenticationError` …) for a refusal and `TransportError` if
@@ -48,6 +49,7 @@ class AsyncTrainerJobManager:
     """
 
     def __init__(self, client: AsyncFireworksClient) -> None:
+        self.client = client
         self._plane = client.plane
 
     async def create(self, config: TrainerJobConfig) -> CreatedTrainerJob:
@@ -118,25 +120,51 @@ class AsyncTrainerJobManager:
             return
 
     async def resume(self, job_id: str) -> TrainerJobInfo:
-        """Start a job again that failed, was paused, cancelled or completed. `reconnect` also waits for it."""
+        """Start a job again that failed, was paused, cancelled or completed. `resume_and_wait` also waits for it."""
         what = f"resuming trainer job {job_id}"
         body = await self._plane.call(what, "POST", f"{await self._path(job_id)}:resume")
         return TrainerJobInfo.read(read(what, body, TrainerJob))
 
-    async def wait_until_ready(
+    async def create_and_wait(
+        self,
+        config: TrainerJobConfig,
+        *,
+        poll_interval_s: float = _LONGEST_PAUSE_S,
+        timeout_s: float = _READY_S,
+        pending_timeout_s: float = _PENDING_S,
+        on_progress: OnProgress | None = None,
+    ) -> TrainerServiceEndpoint:
+        """`create`, then `wait_for_ready`, whose arguments, errors and cancellation are its own.
+
+        Whatever happens, the job stays: `delete` it, or use `InfraConfig.launch`, which does.
+        """
+        created = await self.create(config)
+        return await self.wait_for_ready(
+            created.job_id,
+            poll_interval_s=poll_interval_s,
+            timeout_s=timeout_s,
+            pending_timeout_s=pending_timeout_s,
+            on_progress=on_progress,
+        )
+
+    async def wait_for_ready(
         self,
         job_id: str,
+        job_name: str | None = None,
         *,
-        timeout: float = _READY_S,
-        pending_timeout: float = _PENDING_S,
+        poll_interval_s: float = _LONGEST_PAUSE_S,
+        timeout_s: float = _READY_S,
+        pending_timeout_s: float = _PENDING_S,
         on_progress: OnProgress | None = None,
     ) -> TrainerServiceEndpoint:
         """Wait until the trainer answers.
 
         Args:
             job_id: The job.
-            timeout: Seconds it may take, not counting those in which it waits for machines.
-            pending_timeout: Seconds it may wait for machines.
+            job_name: What progress and errors call it.
+            poll_interval_s: The longest pause between looks.
+            timeout_s: Seconds it may take, not counting those in which it waits for machines.
+            pending_timeout_s: Seconds it may wait for machines.
             on_progress: Called each time that the job was looked at.
 
         Raises:
@@ -145,38 +173,77 @@ class AsyncTrainerJobManager:
 
         **Cancellation:** at once; the job is untouched.
         """
-        return await self._wait(job_id, timeout, pending_timeout, on_progress, resuming=False)
+        limits = _Limits(poll_interval_s, timeout_s, pending_timeout_s)
+        return await self._wait(job_id, limits, on_progress, resource=job_name)
 
     async def wait_for_existing(
-        self, job_id: str, *, timeout: float = _READY_S, on_progress: OnProgress | None = None
-    ) -> TrainerServiceEndpoint:
-        """As `wait_until_ready`, for a job of another run; it is not resumed."""
-        return await self._wait(job_id, timeout, _PENDING_S, on_progress, resuming=False)
-
-    async def reconnect(
         self,
         job_id: str,
         *,
-        timeout: float = _READY_S,
-        pending_timeout: float = _PENDING_S,
+        poll_interval_s: float = _LONGEST_PAUSE_S,
+        timeout_s: float = _READY_S,
+        pending_timeout_s: float = _PENDING_S,
+        on_progress: OnProgress | None = None,
+    ) -> TrainerServiceEndpoint:
+        """As `wait_for_ready`, for a job of another run; it is not resumed."""
+        limits = _Limits(poll_interval_s, timeout_s, pending_timeout_s)
+        return await self._wait(job_id, limits, on_progress)
+
+    async def resume_and_wait(
+        self,
+        job_id: str,
+        *,
+        poll_interval_s: float = _LONGEST_PAUSE_S,
+        timeout_s: float = _READY_S,
+        pending_timeout_s: float = _PENDING_S,
+        on_progress: OnProgress | None = None,
+    ) -> TrainerServiceEndpoint:
+        """`resume`, then wait as `wait_for_ready` does."""
+        await self.resume(job_id)
+        limits = _Limits(poll_interval_s, timeout_s, pending_timeout_s)
+        return await self._wait(job_id, limits, on_progress, settles_s=_SETTLE_S)
+
+    async def reconnect_and_wait(
+        self,
+        job_id: str,
+        *,
+        poll_interval_s: float = _LONGEST_PAUSE_S,
+        timeout_s: float = _READY_S,
+        max_wait_for_resumable_s: float = _RESUMABLE_WITHIN_S,
+        pending_timeout_s: float = _PENDING_S,
         on_progress: OnProgress | None = None,
     ) -> TrainerServiceEndpoint:
         """Wait until a job answers again, after a pre-emption for example; it is resumed, once, if it stopped.
 
         What the trainer held in memory is gone: load its last checkpoint.
 
-        Arguments, errors and cancellation are those of `wait_until_ready`.
+        Args:
+            job_id: The job.
+            poll_interval_s: As for `wait_for_ready`.
+            timeout_s: As for `wait_for_ready`.
+            max_wait_for_resumable_s: Seconds that a job on its way down has to become one that can be resumed.
+            pending_timeout_s: As for `wait_for_ready`.
+            on_progress: As for `wait_for_ready`.
+
+        Errors and cancellation are those of `wait_for_ready`.
         """
-        return await self._wait(job_id, timeout, pending_timeout, on_progress, resuming=True)
+        limits = _Limits(poll_interval_s, timeout_s, pending_timeout_s)
+        return await self._wait(job_id, limits, on_progress, settles_s=max_wait_for_resumable_s, may_resume=True)
 
     async def _wait(
-        self, job_id: str, timeout: float, pending_timeout: float, on_progress: OnProgress | None, *, resuming: bool
+        self,
+        job_id: str,
+        limits: _Limits,
+        on_progress: OnProgress | None,
+        *,
+        resource: str | None = None,
+        settles_s: float = 0.0,
+        may_resume: bool = False,
     ) -> TrainerServiceEndpoint:
         check_id("job_id", job_id)
         account = await self._plane.account()
         # A job on its way down is not resumable yet; one that was resumed may not show it yet.
-        settles_at = anyio.current_time() + (_RESUMABLE_WITHIN_S if resuming else 0.0)
-        may_resume = resuming
+        settles_at = anyio.current_time() + settles_s
 
         async def look() -> Look[TrainerServiceEndpoint]:
             nonlocal settles_at, may_resume
@@ -200,11 +267,11 @@ class AsyncTrainerJobManager:
 
         return await wait_for(
             look,
-            resource=f"trainer job {job_id}",
+            resource=resource or f"trainer job {job_id}",
             failed=TrainerJobFailedError,
-            timeout=timeout,
-            pending_timeout=pending_timeout,
-            cap_s=_LONGEST_PAUSE_S,
+            timeout=limits.timeout_s,
+            pending_timeout=limits.pending_timeout_s,
+            cap_s=limits.poll_interval_s,
             on_progress=on_progress,
         )
 
@@ -231,6 +298,15 @@ class AsyncTrainerJobManager:
 
     async def _path(self, job_id: str) -> str:
         return f"{await self._plane.collection(_KIND)}/{check_id('job_id', job_id)}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """How long a wait may take, and how often it looks."""
+
+    poll_interval_s: float
+    timeout_s: float
+    pending_timeout_s: float
 
 
 def _gateway(account: str, job_id: str) -> str:

@@ -1,4 +1,4 @@
-"""Leases: shares of the blocking clients in their one event loop, each with an async context manager that it holds open.
+"""Leases: the blocking clients' shares in their one event loop, each with an async context manager that it holds open.
 
 Invariants
     * One daemon thread, started by the first lease and joined by the last one's end; none before, none after.
@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Generic, ParamSpec, TypeVar
 
 import anyio
 
