@@ -16,7 +16,18 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from fwasync import AsyncServiceClient, AsyncTrainingClient, ServiceClient, types
+from fwasync import (
+    AsyncDeploymentManager,
+    AsyncDeploymentSampler,
+    AsyncFireworksClient,
+    AsyncServiceClient,
+    AsyncTrainerJobManager,
+    AsyncTrainingClient,
+    DeployConfig,
+    SampledCompletion,
+    ServiceClient,
+    types,
+)
 from fwasync.local import launch
 from fwasync.testing import blocking_local_service, local_service
 
@@ -115,6 +126,33 @@ async def drive_sample_all(example: Callable[..., Awaitable[list[types.SampleRes
 async def drive_patient(example: Callable[..., Awaitable[types.ForwardBackwardOutput]]) -> None:
     async with training() as (_, client):
         assert (await example(client, [DATUM])).metrics["loss:sum"] > 0
+
+
+async def drive_look_around(example: Callable[..., Awaitable[None]]) -> None:
+    async with launch() as local, AsyncFireworksClient(local.base_url, local.api_key) as fireworks:
+        await example(AsyncTrainerJobManager(fireworks), AsyncDeploymentManager(fireworks), fireworks)
+
+
+@asynccontextmanager
+async def deployed() -> AsyncIterator[AsyncDeploymentSampler]:
+    async with launch() as local, AsyncFireworksClient(local.base_url, local.api_key) as fireworks:
+        deployments = AsyncDeploymentManager(fireworks)
+        async with (
+            DeployConfig().launch(deployments, base_model="accounts/fwasync/models/qwen3-tiny") as deployment,
+            AsyncDeploymentSampler(local.base_url, deployment.inference_model, local.api_key) as sampler,
+        ):
+            yield sampler
+
+
+async def drive_sample_many(example: Callable[..., Awaitable[list[list[SampledCompletion]]]]) -> None:
+    async with deployed() as sampler:
+        groups = await example(sampler, [TOKENS[:3], TOKENS[:5]])
+    assert [len(group) for group in groups] == [8, 8]
+
+
+async def drive_first_words(example: Callable[..., Awaitable[list[int]]]) -> None:
+    async with deployed() as sampler:
+        assert 1 <= len(await example(sampler, TOKENS[:3])) <= 16
 
 
 async def drive_test_a_bad_network_changes_nothing(example: Callable[..., Awaitable[None]]) -> None:
