@@ -22,8 +22,9 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import copy_context
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import anyio
@@ -139,10 +140,9 @@ class Task(Generic[R]):
             self.end(loop)
         else:
             self._begun = True
-            loop.tasks[self] = None
             if sniffio := sys.modules.get("sniffio"):  # by which anyio would take a caller's trio for ours
                 self._context.run(sniffio.current_async_library_cvar.set, "asyncio")
-            self._context.run(loop.group.start_soon, self._run, loop)
+            self._context.run(loop.add, self, self._run)
 
     def end(self, loop: Loop) -> None:
         """Strike it off, and let go who waits for it."""
@@ -163,16 +163,23 @@ class Task(Generic[R]):
             self.end(loop)
 
 
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """What there is while the loop runs."""
+
+    asyncio: asyncio.AbstractEventLoop
+    group: anyio.abc.TaskGroup
+    finished: anyio.Event
+
+
 class Loop:
     """A thread with an event loop. It starts with the first task, and ends when no task holds it any more."""
 
     def __init__(self) -> None:
         self.over = False
         self.tasks: dict[Task[Any], None] = {}  # in the order in which they began
-        self.group: anyio.abc.TaskGroup
         self._inbox: deque[Task[Any]] = deque()
-        self._asyncio: asyncio.AbstractEventLoop | None = None
-        self._finished: anyio.Event
+        self._running: _Running | None = None
         self._only_once = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="fwasync-sync", daemon=True)
 
@@ -184,12 +191,12 @@ class Loop:
     def put(self, task: Task[Any]) -> None:
         """Have a task looked at, soon. Where the loop has ended, a task that was not begun is ended too."""
         self._inbox.append(task)
-        running = self._asyncio
+        running = self._running
         if self.over:
             task.refuse(self)
         elif running is not None:
             with contextlib.suppress(RuntimeError):  # it is closed, and looks at the rest itself
-                running.call_soon_threadsafe(self._look)
+                running.asyncio.call_soon_threadsafe(self._look)
         else:
             # `Thread.start` takes many steps. This is a single one, and nothing strikes the thread that it starts.
             _thread.start_new_thread(self._start, ())
@@ -202,6 +209,12 @@ class Loop:
                 logger.warning("a function of yours is still running for a client that was closed; it is left behind")
 
     # -- on the loop -----------------------------------------------------------------------------
+
+    def add(self, task: Task[Any], run: Callable[[Loop], Coroutine[Any, Any, None]]) -> None:
+        """Begin a task."""
+        assert self._running is not None, "nothing is looked at before it runs"
+        self.tasks[task] = None
+        self._running.group.start_soon(run, self)
 
     def remove(self, task: Task[Any]) -> None:
         """A task has ended; without one that holds the loop, so does the loop."""
@@ -229,12 +242,12 @@ class Loop:
             self._end()
 
     async def _main(self) -> None:
-        self._finished = anyio.Event()
-        async with anyio.create_task_group() as self.group:
-            self._asyncio = asyncio.get_running_loop()
+        async with anyio.create_task_group() as group:
+            finished = anyio.Event()
+            self._running = _Running(asyncio.get_running_loop(), group, finished)
             self._look()
-            await self._finished.wait()
-            self.group.cancel_scope.cancel()
+            await finished.wait()
+            group.cancel_scope.cancel()
 
     def _look(self) -> None:
         while self._inbox and not self.over:
@@ -244,7 +257,8 @@ class Loop:
     def _end_if_idle(self) -> None:
         if not self.over and not self._inbox and not any(task.holds for task in self.tasks):
             self._retire()
-            self._finished.set()
+            if self._running is not None:
+                self._running.finished.set()
 
     def _retire(self) -> None:
         if _books.loops.get("now") is self:
@@ -257,6 +271,7 @@ class Loop:
             self._inbox.popleft().end(self)
         for task in list(self.tasks):  # cancelled before their first step
             task.end(self)
+        self._running = None  # the last reference to it goes here, and not in the main thread
 
 
 class _Books:

@@ -11,6 +11,7 @@ Invariants
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Generic, ParamSpec, TypeVar
@@ -39,28 +40,23 @@ class Lease(Generic[T]):
         UsageError: The caller is on the loop's own thread.
     """
 
-    _closed = True
-
     def __init__(self, manager: AbstractAsyncContextManager[T]) -> None:
         loop = current()
         if loop is not None:
             _refuse_here(loop, "a blocking client")
         self._process = os.getpid()
-        while self._closed:
-            self._holding = _Holding(manager)
+        self._closed = False
+        while True:
+            self._holding = _Holding(manager, self)
             try:
-                self._closed = False
                 enter(self._holding)
                 self.value = self._holding.entered()
-            except LoopEnded:  # its last lease ended just then
-                self._closed = True
+                return
+            except LoopEnded:  # its last lease was closed just then
+                continue
             except BaseException:
                 self._abandon()
                 raise
-
-    def __del__(self) -> None:
-        if self.open:
-            self._holding.forget()
 
     @property
     def open(self) -> bool:
@@ -102,6 +98,7 @@ class Lease(Generic[T]):
         _refuse_here(self._loop, "close()")
         try:
             self._closed = True
+            self._holding.owner = None
             self._holding.leave(left_by)
             self._holding.result(None if left_by is None else LEAVING_S)
         except (ClosedError, TimeoutError):
@@ -121,6 +118,7 @@ class Lease(Generic[T]):
     def _abandon(self) -> None:
         """Leave the context manager as by a cancellation."""
         self._closed = True
+        self._holding.owner = None
         self._holding.stop()
         if self._holding.loop is not None:
             self._holding.loop.join()
@@ -145,8 +143,16 @@ class _Holding(Task[None], Generic[T]):
 
     holds = True
 
-    def __init__(self, manager: AbstractAsyncContextManager[T]) -> None:
+    def __init__(self, manager: AbstractAsyncContextManager[T], lease: Lease[T]) -> None:
         super().__init__(self._hold)
+        process = os.getpid()
+
+        def forgotten(_: object) -> None:
+            if process == os.getpid():
+                self.forget()
+
+        # Not `__del__`: in that of a lease that was closed in order, Ctrl-C would be lost.
+        self.owner: weakref.ref[Lease[T]] | None = weakref.ref(lease, forgotten)
         self._manager = manager
         self._is_entered = Latch()
         self._values: list[T] = []
@@ -179,6 +185,8 @@ class _Holding(Task[None], Generic[T]):
                     raise _Interruption if not isinstance(self._left_by, Exception) else _Failure
         except (_Failure, _Interruption):
             pass
+        finally:
+            self._leaving = None
 
     def look(self, loop: Loop) -> None:
         """As for every task; and leave, if that is to be done."""
