@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from fwasync import errors as errors
     from fwasync import types as types
     from fwasync._http.retry import RetryPolicy as RetryPolicy
+    from fwasync.checkpoints.resume import resolve_resume as resolve_resume
+    from fwasync.checkpoints.saving import CheckpointKind as CheckpointKind
+    from fwasync.checkpoints.saving import save_checkpoint as save_checkpoint
     from fwasync.config import ConcurrencyConfig as ConcurrencyConfig
     from fwasync.config import DeployConfig as DeployConfig
     from fwasync.config import DeploymentConfig as DeploymentConfig
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from fwasync.control.trainer_jobs import AsyncTrainerJobManager as AsyncTrainerJobManager
     from fwasync.errors import FwasyncError as FwasyncError
     from fwasync.errors import OperationTimeoutError as OperationTimeoutError
+    from fwasync.rollout.pass_at_k import compute_pass_at_k as compute_pass_at_k
     from fwasync.sampling.client import AsyncSamplingClient as AsyncSamplingClient
     from fwasync.sampling.completions import SampledCompletion as SampledCompletion
     from fwasync.sampling.concurrency import AdaptiveConcurrencyController as AdaptiveConcurrencyController
@@ -44,6 +48,9 @@ if TYPE_CHECKING:
     from fwasync.sync.service import ServiceClient as ServiceClient
     from fwasync.sync.training import TrainingClient as TrainingClient
     from fwasync.sync.weights import WeightSyncer as WeightSyncer
+    from fwasync.tracking.run import open_run as open_run
+    from fwasync.tracking.timers import flush_timing as flush_timing
+    from fwasync.tracking.timers import timer as timer
     from fwasync.training.client import AsyncTrainingClient as AsyncTrainingClient
     from fwasync.training.client import resolve_checkpoint_path as resolve_checkpoint_path
     from fwasync.training.future import APIFuture as APIFuture
@@ -63,6 +70,7 @@ __all__ = (
     "AsyncTrainerJobManager",
     "AsyncTrainingClient",
     "AsyncWeightSyncer",
+    "CheckpointKind",
     "ConcurrencyConfig",
     "DeployConfig",
     "DeploymentConfig",
@@ -88,9 +96,15 @@ __all__ = (
     "WeightSyncConfig",
     "WeightSyncer",
     "__version__",
+    "compute_pass_at_k",
     "errors",
+    "flush_timing",
+    "open_run",
     "provision",
     "resolve_checkpoint_path",
+    "resolve_resume",
+    "save_checkpoint",
+    "timer",
     "types",
 )
 
@@ -106,6 +120,7 @@ _HOMES = {
     "AsyncTrainerJobManager": "fwasync.control.trainer_jobs",
     "AsyncTrainingClient": "fwasync.training.client",
     "AsyncWeightSyncer": "fwasync.weights.syncer",
+    "CheckpointKind": "fwasync.checkpoints.saving",
     "ConcurrencyConfig": "fwasync.config",
     "DeployConfig": "fwasync.config",
     "DeploymentConfig": "fwasync.config",
@@ -130,8 +145,14 @@ _HOMES = {
     "WandBConfig": "fwasync.config",
     "WeightSyncConfig": "fwasync.config",
     "WeightSyncer": "fwasync.sync.weights",
+    "compute_pass_at_k": "fwasync.rollout.pass_at_k",
+    "flush_timing": "fwasync.tracking.timers",
+    "open_run": "fwasync.tracking.run",
     "provision": "fwasync.control.provisioning",
     "resolve_checkpoint_path": "fwasync.training.client",
+    "resolve_resume": "fwasync.checkpoints.resume",
+    "save_checkpoint": "fwasync.checkpoints.saving",
+    "timer": "fwasync.tracking.timers",
 }
 
 

@@ -1,4 +1,4 @@
-"""The real clients, each in a process of its own, against one service process.
+"""The real clients, each in a process of its own, against service processes.
 
 Telemetry is off, but for one process of each client that shows that it is accepted.
 """
@@ -10,71 +10,103 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
-OLDER = "0.15.0"
-"""The last generation that speaks JSON only, and the one that the Fireworks SDK builds on."""
+OLDER = ("tinker==0.15.0", "fireworks-ai==1.0.0a53")
+"""The last tinker client that speaks JSON only, and the Fireworks SDK that builds on it."""
 
 _KEY = "tml-conformance"  # the older client takes keys with this beginning only
+_FIREWORKS_KEY = "fw-conformance"  # and managed provisioning takes keys with any other
 _HERE = Path(__file__).parent
 
 
-@pytest.fixture(scope="session")
-def service_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    command = [sys.executable, "-m", "fwasync.local", "--exit-with-parent", "--data-dir"]
+@contextmanager
+def serving(data_dir: Path, key: str, *options: str) -> Iterator[str]:
+    """A service process; its URL."""
+    command = [sys.executable, "-m", "fwasync.local", "--exit-with-parent", "--data-dir", str(data_dir)]
     with subprocess.Popen(
-        [*command, str(tmp_path_factory.mktemp("service"))],
+        [*command, *options],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "FWASYNC_LOCAL_API_KEY": _KEY},
+        env={**os.environ, "FWASYNC_LOCAL_API_KEY": key},
     ) as process:
         assert process.stdout is not None
         yield json.loads(process.stdout.readline())["base_url"]
         process.kill()
 
 
-@pytest.fixture(scope="session")
-def drive(service_url: str) -> Callable[..., dict[str, Any]]:
-    """Run a script with an interpreter: `drive(python, script, **environment)` gives the facts that it prints."""
+def run_script(url: str, key: str, python: str, script: str, **environment: str) -> dict[str, Any]:
+    """Run a script with an interpreter; the facts that it prints."""
+    done = subprocess.run(
+        # Of the warnings that the clients give, none is ours.
+        [python, "-W", "ignore", str(_HERE / script), url, key],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+        env={**os.environ, "TINKER_TELEMETRY": "0", **environment},
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
 
-    def drive(python: str, script: str = "drive_tinker.py", **environment: str) -> dict[str, Any]:
-        done = subprocess.run(
-            # Of the warnings that the client gives, none is ours.
-            [python, "-W", "ignore", str(_HERE / script), service_url, _KEY],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=240,
-            env={**os.environ, "TINKER_TELEMETRY": "0", **environment},
-        )
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout.splitlines()[-1])
+
+@pytest.fixture(scope="session")
+def drive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., dict[str, Any]]]:
+    """Drive a tinker client: `drive(python, script, **environment)`."""
+    with serving(tmp_path_factory.mktemp("service"), _KEY) as url:
+
+        def drive(python: str, script: str = "drive_tinker.py", **environment: str) -> dict[str, Any]:
+            return run_script(url, _KEY, python, script, **environment)
+
+        yield drive
+
+
+@pytest.fixture(scope="session")
+def drive_fireworks(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
+    """Drive a Fireworks SDK: `drive_fireworks(python)`. Each has a service of its own, as it names jobs and models."""
+
+    def drive(python: str) -> dict[str, Any]:
+        # It looks every five seconds only whether weights are loaded: let that be done at once.
+        with serving(tmp_path_factory.mktemp("fireworks"), _FIREWORKS_KEY, "--hot-load-s", "0") as url:
+            return run_script(url, _FIREWORKS_KEY, python, "drive_fireworks.py")
 
     return drive
 
 
-@pytest.fixture(scope="session")
-def older_python() -> str:
-    """An environment of its own for the older client, made once.
+def environment(name: str, *what: str) -> str:
+    """The interpreter of an environment of its own, made once of what `pip install` is told.
 
-    What the client needs is what the newer one needs too, so only the client itself is installed; the rest is seen
-    through a path file. It lies in a folder of the checkout that git ignores by the folder's own word.
+    Beside that it sees what the tests have, through a path file: what it needs and is there is not installed again. It
+    lies in a folder of the checkout that git ignores by the folder's own word.
     """
-    folder = ROOT / ".venv-tinker015"
+    folder = ROOT / name
     packages = str(Path(pytest.__file__).parents[1])
-    stamp, wanted = folder / "made-of", f"{OLDER} {sys.version} {packages}"
+    stamp, wanted = folder / "made-of", "\n".join([*what, sys.version, packages])
     python = folder / "bin" / "python"
     if not stamp.is_file() or stamp.read_text() != wanted:
         subprocess.run([sys.executable, "-m", "venv", "--clear", "--without-pip", str(folder)], check=True)
         (folder / ".gitignore").write_text("*\n")
-        pip = [sys.executable, "-m", "pip", "--python", str(python), "--disable-pip-version-check", "install"]
-        subprocess.run([*pip, "--quiet", "--no-deps", f"tinker=={OLDER}"], check=True, timeout=300)
         (own,) = folder.glob("lib/python*/site-packages")
         (own / "beside.pth").write_text(packages + "\n")
+        pip = [sys.executable, "-m", "pip", "--python", str(python), "--disable-pip-version-check", "install"]
+        subprocess.run([*pip, "--quiet", *what], check=True, timeout=300)
         stamp.write_text(wanted)
     return str(python)
+
+
+@pytest.fixture(scope="session")
+def older_python() -> str:
+    """For the older clients: what they need is what the newer ones need too, or is not used here."""
+    return environment(".venv-older", "--no-deps", *OLDER)
+
+
+@pytest.fixture(scope="session")
+def fireworks_python() -> str:
+    """For the newest Fireworks SDK."""
+    return environment(".venv-fireworks", *(_HERE / "fireworks.txt").read_text().split())

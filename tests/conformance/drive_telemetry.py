@@ -6,16 +6,15 @@ Run as `python drive_telemetry.py <base_url> <api_key>` with telemetry on.
 from __future__ import annotations
 
 import json
-import logging
 import sys
 
 import tinker
-from drive_tinker import MODEL, Complaints, settled
+from drive_tinker import MODEL, settled
+from driving import Complaints
 
 
 def main(base_url: str, api_key: str) -> None:
-    complaints = Complaints()
-    logging.getLogger("tinker").addHandler(complaints)
+    complaints = Complaints("tinker")
     service = tinker.ServiceClient(base_url=base_url, api_key=api_key)
     settled(service.create_sampling_client(base_model=MODEL))
     telemetry = service.get_telemetry()

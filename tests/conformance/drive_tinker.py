@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import sys
-import traceback
-from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import tinker
 import torch
+from driving import Complaints, attempt
 from tinker import types
 
 MODEL = "fwasync/qwen3-tiny"
@@ -50,17 +48,6 @@ def datum(tokens: list[int], **inputs: Any) -> types.Datum:
 
 def logprobs_of(output: Any, index: int = 0) -> list[float]:
     return output.loss_fn_outputs[index]["logprobs"].to_torch().flatten().tolist()
-
-
-class Complaints(logging.Handler):
-    """What the client logs as a warning or worse."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.said: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.said.append(f"{record.name}: {record.getMessage()}")
 
 
 class Drive:
@@ -354,16 +341,8 @@ SCENARIOS = (
 )
 
 
-def attempt(scenario: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    try:
-        return scenario()
-    except Exception:
-        return {"broken": traceback.format_exc()}
-
-
 def main(base_url: str, api_key: str) -> None:
-    complaints = Complaints()
-    logging.getLogger("tinker").addHandler(complaints)
+    complaints = Complaints("tinker")
     drive = Drive(base_url, api_key)
     seen: dict[str, Any] = {"version": version("tinker")}
     seen.update({name: attempt(getattr(drive, name)) for name in SCENARIOS})

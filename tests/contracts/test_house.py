@@ -64,6 +64,7 @@ HEAVY = (
             "from fwasync import AsyncServiceClient, AsyncTrainingClient, AsyncSamplingClient",
             {"aiohttp", "anyio", "httpx", "msgspec", "numpy", "rich"},  # httpx brings rich where it is installed,
         ),
+        ("import fwasync.losses", {"anyio", "numpy", "pydantic"}),  # torch comes when a loss is computed
     ],
 )
 def test_what_an_import_loads(statement: str, allowed: set[str]) -> None:

@@ -6,6 +6,7 @@ import inspect
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
+import numpy as np
 import pytest
 
 from fwasync import (
@@ -28,7 +30,12 @@ from fwasync import (
     ServiceClient,
     types,
 )
+from fwasync.data.chat import ChatTokenizer
+from fwasync.data.messages import Message
+from fwasync.data.rendering import resolve_renderer
 from fwasync.local import launch
+from fwasync.local.tokenizer import CHAT_TEMPLATE, build_tokenizer
+from fwasync.losses import PolicyInputs, PolicyLoss
 from fwasync.testing import blocking_local_service, local_service
 
 ROOT = Path(__file__).parents[2]
@@ -116,6 +123,34 @@ async def drive_preference_loss(example: Callable[..., Any]) -> None:
         assert output.metrics["margin:mean"] == pytest.approx(0, abs=1e-5)
 
 
+async def drive_policy_step(example: Callable[..., Any]) -> None:
+    async with training() as (_, client):
+        output = await client.forward([DATUM])
+        seen = [record["logprobs"].to_numpy() for record in output.loss_fn_outputs]
+        metrics, update = await example(client, [DATUM], [1.0], [3], seen, types.AdamParams(learning_rate=1e-3))
+        assert metrics["loss:sum"] == pytest.approx(-(len(TOKENS) - 3), rel=1e-3)
+        assert update["grad_norm"] > 0
+
+
+async def drive_soft_clipped(example: Callable[..., PolicyLoss]) -> None:
+    async with training() as (_, client):
+        output = await client.forward([DATUM])
+        seen = [record["logprobs"].to_numpy() for record in output.loss_fn_outputs]
+        loss_fn = example().custom(PolicyInputs([1.0], None, 3, seen))
+        metrics = (await client.forward_backward_custom([DATUM], loss_fn)).metrics
+        assert metrics["mine/ratio"] == pytest.approx(1, rel=1e-3)
+
+
+async def drive_loop(example: Callable[..., Awaitable[int]], directory: Path) -> None:
+    async with launch() as local, AsyncServiceClient(local.base_url, local.api_key) as service:
+        adam, batches = types.AdamParams(learning_rate=3e-3), [[DATUM]] * 5
+        async with service.create_training_client("fwasync/qwen3-tiny", lora_rank=0) as client:
+            assert await example(client, str(directory), batches[:3], adam) == 3
+        async with service.create_training_client("fwasync/qwen3-tiny", lora_rank=0) as client:
+            assert await example(client, str(directory), batches, adam) == 5
+            assert client.statistics().submitted == 1 + 3 * 2 + 2
+
+
 async def drive_sample_all(example: Callable[..., Awaitable[list[types.SampleResponse]]]) -> None:
     async with training() as (service, _), service.create_sampling_client(base_model="fwasync/qwen3-tiny") as sampler:
         prompts = [types.ModelInput.from_ints(TOKENS[:n]) for n in (3, 4, 5)]
@@ -174,14 +209,58 @@ async def drive_test_gives_up_after_an_hour(example: Callable[[], None]) -> None
     await anyio.to_thread.run_sync(example)  # it brings an event loop of its own
 
 
+async def drive_qwen3(example: Callable[..., Any]) -> None:
+    """With a stand-in for tinker-cookbook, which has its methods: a token for each message."""
+
+    def build(chat: list[dict[str, Any]], train_on_what: str = "") -> tuple[types.ModelInput, Any]:
+        weights = [float(message.get("trainable", 0)) for message in chat]
+        tokens = types.ModelInput.from_ints([len(message["content"]) for message in chat])
+        return tokens, SimpleNamespace(numpy=lambda: np.asarray(weights))
+
+    renderer = SimpleNamespace(build_supervised_example=build, build_generation_prompt=lambda chat: build(chat)[0])
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "renderers": SimpleNamespace(get_renderer=lambda name, tokenizer: renderer),
+            "third_party.openai_compat": SimpleNamespace(openai_messages_to_tinker=lambda messages: messages),
+            "tokenizer_utils": SimpleNamespace(get_tokenizer=lambda name: None),
+        }.items():
+            patch.setitem(sys.modules, f"tinker_cookbook.{name}", value)
+        patch.setitem(sys.modules, "tinker_cookbook", SimpleNamespace())
+        patch.setitem(sys.modules, "tinker_cookbook.third_party", SimpleNamespace())
+        made = resolve_renderer(example(None), None)
+    assert made is not None
+    messages = [Message("user", "a"), Message("assistant", "bb")]
+    tokens, weights = made.supervised(messages, [1])
+    assert (list(tokens), list(weights)) == ([1, 2], [0, 1])
+    assert list(made.render(messages[:1], add_generation_prompt=True)) == [1]
+    with pytest.raises(ValueError, match="declare tools"):
+        made.render(messages, tools=[{}])
+
+
+async def drive_compare(example: Callable[..., Any]) -> None:
+    tokenizer = ChatTokenizer(build_tokenizer(), CHAT_TEMPLATE, {})
+    with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as rows:
+        rows.write('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "<|end|>"}]}')
+        rows.flush()
+        failure = example(tokenizer, tokenizer, rows.name)
+    assert failure.divergence.their_text.startswith("<|end|>")
+
+
+async def drive_datum_of(example: Callable[..., Any]) -> None:
+    datum, aligned = example([1, 2], [3], [-0.5])
+    assert datum.loss_fn_inputs["loss_mask"].to_numpy().tolist() == [0, 1]
+    assert aligned.tolist() == [0, -0.5]
+
+
 DRIVERS = {name.removeprefix("drive_"): value for name, value in globals().items() if name.startswith("drive_")}
 
 
 @pytest.mark.parametrize("fragment", FRAGMENTS)
-async def test_fragment(fragment: str) -> None:
+async def test_fragment(fragment: str, tmp_path: Path) -> None:
     namespace: dict[str, Any] = {"anyio": anyio, "types": types}
     exec(compile(fragment, "example", "exec"), namespace)
     functions = re.findall(r"^(?:async )?def (\w+)", fragment, re.M)
     assert functions, "a fragment defines a function that can be driven"
     for name in functions:
-        await DRIVERS[name](namespace[name])
+        driver = DRIVERS[name]
+        await (driver(namespace[name], tmp_path) if name == "loop" else driver(namespace[name]))

@@ -59,8 +59,17 @@ class Control:
         assert response.status_code == status, response.text
         return response.json()
 
-    def job(self, job_id: str, *, base_model: str = BASE, body: Any = None, status: int = 200, **query: Any) -> Any:
-        config = {"baseModel": base_model, "loraRank": 4, "learningRate": 1e-5}
+    def job(
+        self,
+        job_id: str,
+        *,
+        base_model: str = BASE,
+        lora_rank: int = 4,
+        body: Any = None,
+        status: int = 200,
+        **query: Any,
+    ) -> Any:
+        config = {"baseModel": base_model, "loraRank": lora_rank, "learningRate": 1e-5}
         full = {"serviceMode": True, "keepAlive": False, "dataset": "", "trainingConfig": config, **(body or {})}
         return self.post(f"{A}/rlorTrainerJobs", full, status, rlorTrainerJobId=job_id, **query)
 

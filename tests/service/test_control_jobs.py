@@ -175,6 +175,115 @@ def test_a_job_trains_its_base_model_only(control):
     assert "strict trains fwasync/qwen3-tiny" in refused.json()["detail"]
 
 
+def create(gateway, **fields):
+    """Ask for a model; the response."""
+    return gateway.post(
+        "/create_model", {"session_id": gateway.session(), "model_seq_id": 0, "base_model": BASE, **fields}
+    )
+
+
+@pytest.mark.parametrize(
+    ("job_rank", "fields", "trains"),
+    [
+        (4, {"lora_config": {"rank": 8}}, "LoRA adapters of a rank up to 4"),
+        (4, {"lora_config": {"rank": 0}}, "LoRA adapters of a rank up to 4"),
+        (4, {}, "LoRA adapters of a rank up to 4"),
+        (0, {"lora_config": {"rank": 4}}, "all parameters"),
+    ],
+)
+def test_a_job_trains_adapters_of_its_rank_only(control, job_rank, fields, trains):
+    job_id = f"rank-{job_rank}-{fields.get('lora_config', {}).get('rank', 'none')}"
+    control.job(job_id, lora_rank=job_rank)
+    refused = create(control.gateway(job_id), **fields)
+    assert refused.status_code == 400
+    assert f"{job_id} trains {trains} (trainingConfig.loraRank)" in refused.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("job_rank", "fields"),
+    [
+        (4, {"lora_config": {"rank": 4}}),
+        (4, {"lora_config": {"rank": 2}}),
+        (4, {"base_only": True}),
+        (0, {"lora_config": {"rank": 0}}),
+        (0, {}),
+        (0, {"base_only": True}),
+    ],
+)
+def test_several_models_share_the_rank_of_a_job(control, job_rank, fields):
+    job_id = f"shared-{job_rank}"
+    if control.http.get(f"{A}/rlorTrainerJobs/{job_id}").status_code == 404:
+        control.job(job_id, lora_rank=job_rank)
+    gateway = control.gateway(job_id)
+    created = create(gateway, **fields)
+    assert created.status_code == 200, created.text
+    assert gateway.result(created.json()["request_id"])["model_id"] == created.json()["model_id"]
+
+
+def test_a_checkpoint_of_another_rank_makes_no_model_of_a_job(control):
+    control.job("wide", lora_rank=8)
+    control.job("narrow", lora_rank=4)
+    wide = control.gateway("wide")
+    model = wide.model(base_model=BASE, lora_config={"rank": 8})
+    wide.run("/save_weights", model.body(1, path="eight"))
+    narrow = control.gateway("narrow")
+    body = {"session_id": narrow.session(), "model_seq_id": 0, "path": "cross_job://wide/eight"}
+    refused = narrow.post("/load_weights", body)
+    assert refused.status_code == 400
+    assert "narrow trains LoRA adapters of a rank up to 4" in refused.json()["detail"]
+    body["session_id"] = wide.session()
+    assert wide.run("/load_weights", body)["type"] == "load_weights"
+
+
+def test_a_forward_only_job_trains_nothing_and_goes_on(control):
+    control.job("reference", lora_rank=0, body={"forwardOnly": True})
+    gateway = control.gateway("reference")
+    model = gateway.model(base_model=BASE, lora_config={"rank": 0})
+    before = model.logprobs(TOKENS)
+    for kind, body in (
+        ("forward_backward", model.batch(1, TOKENS)),
+        ("optim_step", model.body(2, adam_params={})),
+    ):
+        refused = gateway.post(f"/{kind}", body)
+        assert refused.status_code == 400
+        assert f"{kind}: trainer job reference is forwardOnly" in refused.json()["detail"]
+    # The refused numbers are used up, so that what the client sends next is not kept waiting for them.
+    out = gateway.run("/forward", model.batch(3, TOKENS, backward=False))
+    assert out["loss_fn_outputs"][0]["logprobs"]["data"] == before
+
+
+def test_a_job_calls_its_checkpoints_by_their_names(control):
+    for job_id in ("first", "second"):
+        control.job(job_id)
+    first, second = control.gateway("first"), control.gateway("second")
+    model = first.model(base_model=BASE)
+    assert first.run("/save_weights", model.body(1, path="here"))["path"] == "here"
+    model.step(2, TOKENS)
+    learned = model.logprobs(TOKENS)
+    first.run("/save_weights", model.body(4, path="there"))
+
+    later = first.model(base_model=BASE)
+    first.run("/load_weights", later.body(1, path="there", optimizer=True))
+    assert later.logprobs(TOKENS) == learned
+    # A name of its own comes before one of another model of the job.
+    later.step(2, TOKENS)
+    own = later.logprobs(TOKENS)
+    first.run("/save_weights", later.body(4, path="there"))
+    first.run("/load_weights", model.body(5, path="there"))
+    assert model.logprobs(TOKENS) == learned
+    newest = first.model(base_model=BASE)
+    first.run("/load_weights", newest.body(1, path="there"))
+    assert newest.logprobs(TOKENS) == own
+
+    elsewhere = second.model(base_model=BASE)
+    failed = second.run("/load_weights", elsewhere.body(1, path="there"))
+    assert "trainer job 'second' has saved no checkpoint 'there'" in failed["error"]
+    second.run("/load_weights", elsewhere.body(2, path="cross_job://first/there"))
+    assert elsewhere.logprobs(TOKENS) == own
+    for path in ("cross_job://first/nowhere", "cross_job://nobody/there", "cross_job://first"):
+        assert "has saved no checkpoint" in second.run("/load_weights", elsewhere.body(path=path))["error"]
+
+
 def test_a_deleted_job_takes_its_sessions_along(control):
     control.job("brief")
     gateway = control.gateway("brief")

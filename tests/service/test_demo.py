@@ -57,8 +57,9 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 
 def without_times(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    times = ("time_s", "train/step_time_sec", "train/tokens_per_sec")
     return [
-        {name: value for name, value in record.items() if name != "time_s" and not name.startswith("perf/")}
+        {name: value for name, value in record.items() if name not in times and not name.startswith("perf/")}
         for record in records
     ]
 
@@ -75,11 +76,11 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_a_demo_leaves_everything_it_promises(demo: tuple[Path, str]) -> None:
     where, out = demo
     run = where / "runs" / "demo-001"
-    assert {path.name for path in run.iterdir()} == FILES | {"service"}
+    assert {path.name for path in run.iterdir()} == FILES | {"service", ".lock"}
     phases = [record["phase"] for record in rows(run / "metrics.jsonl")]
     assert phases == ["held-out", *["sft"] * 6, "held-out", *["grpo"] * 3, "held-out"]
     names = [entry["name"] for entry in rows(run / "checkpoints.jsonl")]
-    assert names == ["sft-000006", "grpo-000003"]
+    assert names == ["step-6", "grpo-000003"]
     assert "mixed on purpose" in out
     assert re.search(r"base model +\d+\.\d% +\d\.\d{3}\n  after SFT .*\n  after GRPO ", out)
     assert (run / "report.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
@@ -115,7 +116,7 @@ def test_the_next_command_that_it_names_works(demo: tuple[Path, str]) -> None:
     assert command
     status, trained, err = finish(start(*command[1].split(), "--steps", "2", cwd=where))
     assert (status, err) == (0, "")
-    assert "Loss " in trained
+    assert "Cross-entropy loss " in trained
     assert len(rows(where / "runs" / "sft-001" / "metrics.jsonl")) == 2
 
 
@@ -168,7 +169,7 @@ MOMENTS = {
     "before the run": (said("tiny model"), set[str]()),
     "the service starts": (has("config.json"), set[str]()),
     "SFT": (said("sft  "), {"metrics.jsonl", "report.html", "config.json"}),
-    "a checkpoint": (has("checkpoints.jsonl", "sft-"), {"metrics.jsonl", "report.html", "checkpoints.jsonl"}),
+    "a checkpoint": (has("checkpoints.jsonl", "step-"), {"metrics.jsonl", "report.html", "checkpoints.jsonl"}),
     "GRPO": (has("metrics.jsonl", '"grpo"'), {"metrics.jsonl", "report.html", "checkpoints.jsonl"}),
     "the report": (has("checkpoints.jsonl", "grpo-000003"), {"metrics.jsonl", "report.html", "checkpoints.jsonl"}),
 }

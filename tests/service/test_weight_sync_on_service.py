@@ -22,7 +22,7 @@ def control(tmp_path_factory: pytest.TempPathFactory):
 
 def deployed(control: Control, name: str, replicas: int = 2) -> str:
     """A trainer job and a deployment that follows it; the URL of the trainer."""
-    control.job(name)
+    control.job(name, lora_rank=0)
     body = {
         "baseModel": BASE,
         "minReplicaCount": replicas,

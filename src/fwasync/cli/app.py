@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -12,17 +12,24 @@ from fwasync._version import __version__
 
 __all__ = ("app",)
 
+_EPILOG = """Exit status: 0 done; 1 it failed (network, service, disk); 2 it was asked for wrongly (options, settings,
+data, keys); 70 a bug of fwasync; 130 Ctrl-C; 143 terminated."""
+
 app = typer.Typer(
     help="Train language models through a remote trainer service, or on this machine.",
+    epilog=_EPILOG,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-train = typer.Typer(help="Train a model on data of your own.", no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(train, name="train")
+checkpoints = typer.Typer(
+    help="What a run has saved, and making a model of it.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(checkpoints, name="checkpoints")
 
 _BASE_URL = "FWASYNC_BASE_URL"
+_KEY_HELP = "Its key. Better: set FWASYNC_API_KEY, which no process list shows."
 
 
 def _version(asked: bool) -> None:
@@ -79,50 +86,131 @@ def serve(
     execute(partial(run_serve, data_dir=data_dir, port=port), debug=context.obj)
 
 
-@train.command()
-def sft(
+def _recipes(incomplete: str) -> list[str]:
+    return [name for name in ("sft", "dpo", "orpo", "rl", "async_rl") if name.startswith(incomplete)]
+
+
+@app.command(no_args_is_help=True, epilog=_EPILOG, context_settings={"ignore_unknown_options": True})
+def train(
     context: typer.Context,
-    data: Annotated[Path, typer.Option(help='JSONL file of chats: {"messages": [{"role": …, "content": …}, …]}')],
+    recipe: Annotated[str, typer.Argument(help="sft, dpo, orpo, rl or async_rl.", autocompletion=_recipes)],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(help="Settings of the recipe: name=value, section.name=value, or --name value."),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="Settings in a TOML file; the command line goes before it.")
+    ] = None,
     base_url: Annotated[
         str | None,
-        typer.Option(envvar=_BASE_URL, help="The trainer service.", show_default="one started for this run"),
+        typer.Option(envvar=_BASE_URL, help="The service.", show_default="a local one, started for this run"),
     ] = None,
-    api_key: Annotated[
-        str | None, typer.Option(help="Its key. Better: set FWASYNC_API_KEY, which no process list shows.")
-    ] = None,
-    base_model: Annotated[str, typer.Option(help="The model to start from.")] = "fwasync/qwen3-tiny",
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps.", show_default="one pass over the rows")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Or: passes over the rows.", show_default=False)] = None,
-    batch_size: Annotated[int, typer.Option(help="Rows of a step.")] = 32,
-    learning_rate: Annotated[float, typer.Option(help="After the warm-up.")] = 1e-3,
-    warmup_steps: Annotated[int, typer.Option(help="Steps in which the learning rate rises.")] = 0,
-    lora_rank: Annotated[int, typer.Option(help="Rank of the adapter; 0 trains all parameters.")] = 32,
-    max_seq_len: Annotated[
-        int | None, typer.Option(help="Longer rows are left out.", show_default="the model's context length")
-    ] = None,
-    save_every: Annotated[int, typer.Option(help="Steps between checkpoints; 0: only at the end.")] = 0,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same run.")] = 0,
-    log_path: Annotated[
-        Path | None, typer.Option(help="Directory of the run.", show_default="the next free runs/sft-…")
-    ] = None,
+    api_key: Annotated[str | None, typer.Option(help=_KEY_HELP)] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, start and spend nothing.")] = False,
+    template: Annotated[
+        bool, typer.Option("--template", help="Print all settings of the recipe as a TOML file, and exit.")
+    ] = False,
 ) -> None:
-    """Fine-tune on chats, on this machine or on a trainer service."""
-    from fwasync.cli.running import execute
-    from fwasync.cli.train_sft import run_sft
+    """Train a model with a recipe, on this machine or on a service.
 
-    settings: dict[str, Any] = {
-        "data": data,
-        "base_model": base_model,
-        "steps": steps,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "warmup_steps": warmup_steps,
-        "lora_rank": lora_rank,
-        "max_seq_len": max_seq_len,
-        "save_every": save_every,
-        "seed": seed,
-    }
-    command = partial(run_sft, settings, base_url=base_url, api_key=api_key, log_path=log_path, dry_run=dry_run)
+    fwasync train sft --config run.toml learning_rate=1e-4 infra.region=EU
+    """
+    from fwasync.cli.running import execute
+    from fwasync.cli.train import run_train, tell_template
+    from fwasync.cli.where import Place
+    from fwasync.recipes.stopping import StopRequest
+
+    if template:
+        tell_template(recipe)
+        return
+    stop = StopRequest()
+    place = Place(base_url, api_key)
+    command = partial(run_train, recipe, settings or [], config_file=config, place=place, dry_run=dry_run, stop=stop)
+    execute(command, debug=context.obj, stop=None if dry_run else stop)
+
+
+_RunDirectory = Annotated[Path, typer.Argument(metavar="RUN", help="The directory of the run.")]
+
+
+@checkpoints.command("list")
+def list_checkpoints(context: typer.Context, run: _RunDirectory) -> None:
+    """List the checkpoints of a run, the oldest first."""
+    from fwasync.cli.checkpoints import run_list
+    from fwasync.cli.running import execute
+
+    execute(partial(run_list, run), debug=context.obj)
+
+
+@checkpoints.command("show")
+def show_checkpoint(
+    context: typer.Context,
+    run: _RunDirectory,
+    name: Annotated[str | None, typer.Argument(help="The checkpoint.", show_default="the last one")] = None,
+) -> None:
+    """Show all that is known of a checkpoint."""
+    from fwasync.cli.checkpoints import run_show
+    from fwasync.cli.running import execute
+
+    execute(partial(run_show, run, name), debug=context.obj)
+
+
+@checkpoints.command("promote")
+def promote_checkpoint(
+    context: typer.Context,
+    run: _RunDirectory,
+    output_model_id: Annotated[str, typer.Argument(help="Id of the model: lower-case letters, digits and hyphens.")],
+    name: Annotated[
+        str | None, typer.Option("--checkpoint", help="Which one.", show_default="the last that has a snapshot")
+    ] = None,
+    job_id: Annotated[
+        str | None, typer.Option(help="The trainer job that saved it.", show_default="as the run knows it")
+    ] = None,
+    base_model: Annotated[
+        str | None, typer.Option(help="Full name of its base model.", show_default="the trainer job is asked")
+    ] = None,
+    base_url: Annotated[
+        str | None, typer.Option(envvar=_BASE_URL, help="The control plane.", show_default="https://api.fireworks.ai")
+    ] = None,
+    api_key: Annotated[str | None, typer.Option(help=_KEY_HELP)] = None,
+) -> None:
+    """Make a model of the account of a snapshot, and wait for it."""
+    from fwasync.cli.checkpoints import run_promote
+    from fwasync.cli.running import execute
+
+    command = partial(
+        run_promote,
+        run,
+        output_model_id,
+        name=name,
+        job_id=job_id,
+        base_model=base_model,
+        base_url=base_url,
+        api_key=api_key,
+    )
     execute(command, debug=context.obj)
+
+
+@app.command(epilog=_EPILOG)
+def doctor(
+    context: typer.Context,
+    base_url: Annotated[
+        str | None, typer.Option(envvar=_BASE_URL, help="The service.", show_default="one on this machine")
+    ] = None,
+    api_key: Annotated[str | None, typer.Option(help=_KEY_HELP)] = None,
+    base_model: Annotated[
+        str | None, typer.Option(help="Must be there, and is asked for one token.", show_default=False)
+    ] = None,
+    deployment: Annotated[
+        str | None, typer.Option(help="Is asked for one token: its id or full name.", show_default=False)
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Must be on this machine: a directory, or a name on the hub.", show_default=False)
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that each look may take.")] = 20.0,
+) -> None:
+    """Look at everything that a run needs: key, service, wire, account, tokenizer, disk."""
+    from fwasync.cli.doctor import Patient, run_doctor
+    from fwasync.cli.running import execute
+
+    patient = Patient(base_url, api_key, base_model, deployment, tokenizer, timeout)
+    execute(partial(run_doctor, patient), debug=context.obj)

@@ -1,26 +1,25 @@
-"""`fwasync train sft --dry-run`: everything is checked that can be without starting or spending anything."""
+"""`fwasync train … --dry-run`: everything is checked that can be without starting or spending anything."""
 
 from __future__ import annotations
 
+import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, cast
 
 import anyio.to_thread
+from pydantic import BaseModel
 
-from fwasync import AsyncServiceClient
+from fwasync import AsyncServiceClient, DeployConfig, InfraConfig, WandBConfig
 from fwasync.cli.failures import CommandError
 from fwasync.cli.local_service import require_local
+from fwasync.cli.recipes import Recipe
+from fwasync.cli.where import Place, wants_trainer_job
 from fwasync.data.chat import ChatTokenizer
-from fwasync.data.jsonl import Chat
-from fwasync.data.supervised import tokenize
-from fwasync.errors import AuthenticationError, FwasyncError, TransportError, UsageError
-from fwasync.recipes import sft
-
-if TYPE_CHECKING:
-    from fwasync.cli.train_sft import Where
+from fwasync.errors import AuthenticationError, FwasyncError, TransportError
+from fwasync.tracking.settings import config_json
 
 __all__ = ("check",)
 
@@ -31,82 +30,100 @@ class _Model:
 
     max_seq_len: int | None
     tokenizer: ChatTokenizer | None
-    note: str
+    note: str = ""
 
 
-async def check(config: sft.Config, chats: Sequence[Chat], where: Where) -> None:
+async def check(name: str, recipe: Recipe, config: BaseModel, place: Place) -> None:
     """Print what a run would do.
 
     Raises:
         FwasyncError: What is certain to fail.
     """
-    for name, value in config.model_dump(exclude={"log_path", "data"}).items():
-        print(f"  {name:<15} {'default' if value is None else value}")
-    print(f"{config.data}: {len(chats)} rows")
-    model = await (_remote(where, config) if where.base_url else anyio.to_thread.run_sync(_local, config))
+    settings = list(_flat(json.loads(config_json(config.model_dump()))))
+    width = max(len(setting) for setting, _ in settings)
+    told = [f"{name}, with these settings:", *(f"  {setting:<{width}} {value}" for setting, value in settings)]
+    model = await _model(config, place)
     if model.note:
-        print(model.note)
-    rows = len(chats)
-    if model.tokenizer is None:
-        print("tokens: not known without the model's tokenizer; rows that are too long would be left out, and told")
-    else:
-        limit = config.max_seq_len or model.max_seq_len
-        if limit is None:
-            raise UsageError(f"the service does not tell the context length of {config.base_model}; set --max-seq-len")
-
-        def measure(tokenizer: ChatTokenizer = model.tokenizer, limit: int = limit) -> None:
-            nonlocal rows
-            found = tokenize(config.data, chats, tokenizer, max_seq_len=limit)
-            rows = len(found.rows)
-            print(f"tokens: {found.tokens:,}, of which {found.trained_tokens:,} are trained on")
-            print(found.describe_too_long() or f"no row has more than {limit} tokens")
-
-        await anyio.to_thread.run_sync(measure)
-    steps = config.total_steps(rows)
-    print(f"{steps:,} steps of {config.batch_size} rows: {config.consumed_rows(rows) / rows:.2f} passes over the data")
-    checkpoints = 1 + ((steps - 1) // config.save_every if config.save_every else 0)
-    service = where.base_url or "a local service, started for the run"
-    kind = f"a LoRA adapter of rank {config.lora_rank} on" if config.lora_rank else "all parameters of"
-    print(f"It would train {kind} {config.base_model} at {service},")
-    print(f"and create {config.log_path} with config.json, metrics.jsonl, report.html and {checkpoints} checkpoint(s).")
-    print("Nothing was started or spent.")
+        told.append(model.note)
+    told += await recipe.dry_run(config, tokenizer=model.tokenizer, max_seq_len=model.max_seq_len)
+    told += ["It would create:", *(f"  {line}" for line in _creations(config, place))]
+    print("\n".join([*told, "Nothing was started or spent."]))
 
 
-def _local(config: sft.Config) -> _Model:
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(cast("dict[str, Any]", value), f"{prefix}{name}.")
+        else:
+            shown = "unset" if value is None else value if isinstance(value, str) else json.dumps(value)
+            yield f"{prefix}{name}", shown
+
+
+def _creations(config: BaseModel, place: Place) -> Iterator[str]:
+    parts = {type(part): part for part in dict(config).values() if isinstance(part, BaseModel)}
+    base_model, rank = getattr(config, "base_model", None), getattr(config, "lora_rank", 0)
+    infra, deploy, wandb = (parts.get(kind) for kind in (InfraConfig, DeployConfig, WandBConfig))
+    if isinstance(infra, InfraConfig) and infra.training_shape_id:
+        yield f"a trainer job on {infra.training_shape_id}, removed in the end"
+        if infra.ref_training_shape_id:
+            yield f"a reference trainer on {infra.ref_training_shape_id}, removed in the end, if the recipe needs one"
+        if isinstance(deploy, DeployConfig):
+            yield f"deployment {deploy.deployment_id or 'named after the model'}, removed in the end unless it exists"
+    if base_model:
+        yield f"{f'a LoRA adapter of rank {rank} on' if rank else 'a copy to train of'} {base_model}, at {place}"
+    if isinstance(wandb, WandBConfig) and wandb.entity:
+        yield f"a run at W&B: {wandb.entity}/{wandb.project or 'uncategorized'}"
+    if getattr(config, "output_model_id", None):
+        yield f"the model {getattr(config, 'output_model_id')}, of the last snapshot"  # noqa: B009
+    yield f"{getattr(config, 'log_path', None)} with config.json, metrics.jsonl, checkpoints.jsonl and report.html"
+
+
+async def _model(config: BaseModel, place: Place) -> _Model:
+    base_model: str | None = getattr(config, "base_model", None)
+    if base_model is None or wants_trainer_job(config):
+        return _Model(None, None, "the model's context length is known when its trainer is up")
+    if place.base_url:
+        return await _remote(place, base_model, _tokenizer_name(config))
+    return await anyio.to_thread.run_sync(_local, base_model, getattr(config, "lora_rank", 0))
+
+
+def _tokenizer_name(config: BaseModel) -> str:
+    return getattr(config, "tokenizer_model", "") or getattr(config, "base_model", "")
+
+
+def _local(base_model: str, lora_rank: int) -> _Model:
     require_local()
-    from fwasync.local.engine import EngineError, NumpyEngine
+    from fwasync.local.engine import EngineError, Lora, NumpyEngine
     from fwasync.local.tokenizer import save_tokenizer
 
-    models = NumpyEngine().models
-    if config.base_model not in models:
-        raise CommandError(f"unknown base_model {config.base_model!r}; the local service has: {', '.join(models)}")
-    if config.lora_rank:
-        from fwasync.local.engine import Lora
-
+    engine = NumpyEngine()
+    if base_model not in engine.models:
+        raise CommandError(f"unknown base_model {base_model!r}; the local service has: {', '.join(engine.models)}")
+    if lora_rank:
         try:
-            NumpyEngine().trainer(config.base_model, Lora(rank=config.lora_rank))
+            engine.trainer(base_model, Lora(rank=lora_rank))
         except EngineError as error:
             raise CommandError(str(error)) from None
     with tempfile.TemporaryDirectory(prefix="fwasync-") as directory:
         save_tokenizer(Path(directory))
         tokenizer = ChatTokenizer.load(directory)
-    return _Model(models[config.base_model].max_context_length, tokenizer, "")
+    return _Model(engine.models[base_model].max_context_length, tokenizer)
 
 
-async def _remote(where: Where, config: sft.Config) -> _Model:
+async def _remote(place: Place, base_model: str, tokenizer_name: str) -> _Model:
     try:
-        async with AsyncServiceClient(where.base_url, where.api_key) as service:
+        async with AsyncServiceClient(place.base_url, place.api_key) as service:
             models = (await service.get_server_capabilities()).supported_models
     except AuthenticationError:
         raise
     except TransportError as error:
-        return _Model(config.max_seq_len, None, f"the service was not asked: {error}")
+        return _Model(None, None, f"the service was not asked: {error}")
     lengths = {model.model_name: model.max_context_length for model in models}
-    if config.base_model not in lengths:
+    if base_model not in lengths:
         names = ", ".join(name for name in lengths if name)
-        raise CommandError(f"unknown base_model {config.base_model!r}; the service at {where.base_url} has: {names}")
+        raise CommandError(f"unknown base_model {base_model!r}; the service at {place.base_url} has: {names}")
     try:
-        tokenizer = await anyio.to_thread.run_sync(ChatTokenizer.load, config.base_model)
+        tokenizer = await anyio.to_thread.run_sync(ChatTokenizer.load, tokenizer_name)
     except FwasyncError as error:
-        return _Model(lengths[config.base_model], None, str(error))
-    return _Model(lengths[config.base_model], tokenizer, "")
+        return _Model(lengths[base_model], None, str(error))
+    return _Model(lengths[base_model], tokenizer)

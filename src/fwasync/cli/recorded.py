@@ -19,6 +19,7 @@ import anyio
 import anyio.to_thread
 from pydantic import BaseModel
 
+from fwasync.config import WandBConfig
 from fwasync.errors import RunDirectoryError
 from fwasync.tracking.run import Record, Run, open_run
 from fwasync.tracking.views import make_view
@@ -31,7 +32,13 @@ _REPORT_S = 1.0
 
 @asynccontextmanager
 async def recorded(
-    directory: Path, config: BaseModel, *, title: str, report: Callable[[Sequence[Record]], str]
+    directory: Path,
+    config: BaseModel,
+    *,
+    title: str,
+    report: Callable[[Sequence[Record]], str],
+    wandb: WandBConfig | None = None,
+    resume: bool = False,
 ) -> AsyncGenerator[Run, None]:
     """Record a run.
 
@@ -40,12 +47,14 @@ async def recorded(
         config: What determines the run.
         title: What the view calls it.
         report: Renders what was logged; written when the block is left, if anything was.
+        wandb: Where to log at Weights & Biases, if its entity is set.
+        resume: Go on with the run that the directory holds, if it holds one.
 
     Raises:
-        RunDirectoryError: The directory holds a run already, or cannot be written.
+        RunDirectoryError: The directory holds a run already, is in use, or cannot be written.
     """
     before = _entries(directory)
-    run = open_run(directory, config=config.model_dump(), view=make_view(title=title))
+    run = open_run(directory, config=config.model_dump(), view=make_view(title=title), wandb=wandb, resume=resume)
     entered = False
     try:
         async with run:

@@ -3,6 +3,7 @@
 Invariants
     * The first Ctrl-C or SIGTERM cancels the command, which puts its things in order; the second ends the process at
       once. The local service ends in both cases: it notices that its parent is gone.
+    * A command that can stop at a good place is asked to do so first, and is cancelled by the second.
     * Whatever happens, the user gets a line that says so, and the exit status tells it too.
 """
 
@@ -19,22 +20,29 @@ from types import FrameType
 import anyio
 
 from fwasync.cli.failures import tell
+from fwasync.recipes.stopping import StopRequest
 
 __all__ = ("execute",)
 
 _SHOW_CURSOR = b"\x1b[?25h\n"  # which a live view hides
+_STOPPING = b"stopping after the steps in hand; once more to stop now\n"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class _Interruption:
     """The signal that came, if one did."""
 
-    def __init__(self) -> None:
+    def __init__(self, stop: StopRequest | None) -> None:
         self.number: int | None = None
+        self._stop = stop
         self._cancel: Callable[[], object] | None = None
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         del frame
+        if self._stop is not None and self._cancel is not None and not self._stop.requested:
+            self._stop.request(_name(number))
+            os.write(sys.stderr.fileno(), _STOPPING)
+            return
         if self.number is not None:
             if sys.stdout.isatty():
                 os.write(sys.stdout.fileno(), _SHOW_CURSOR)
@@ -55,14 +63,15 @@ class _Interruption:
             self._cancel = None
 
 
-def execute(command: Callable[[], Awaitable[None]], *, debug: bool) -> None:
+def execute(command: Callable[[], Awaitable[None]], *, debug: bool, stop: StopRequest | None = None) -> None:
     """Run a command, and end the process unless it went well.
 
     Args:
         command: What to run.
         debug: Show tracebacks of errors.
+        stop: What the command looks at to stop at a good place, if it can.
     """
-    interruption = _Interruption()
+    interruption = _Interruption(stop)
     before = {number: signal.signal(number, interruption.handle) for number in _SIGNALS}
     status = 0
     try:
@@ -74,6 +83,8 @@ def execute(command: Callable[[], Awaitable[None]], *, debug: bool) -> None:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if interruption.number is None and not status and stop is not None and stop.requested:
+        interruption.number = signal.SIGINT if stop.reason == _name(signal.SIGINT) else signal.SIGTERM
     if interruption.number is not None:
         _end_at_once(interruption.number)
     if status:
@@ -87,9 +98,12 @@ async def _supervise(command: Callable[[], Awaitable[None]], interruption: _Inte
 
 def _end_at_once(number: int) -> None:
     """End the process after a signal, without waiting for threads that were left behind computing."""
-    name = "interrupted" if number == signal.SIGINT else "terminated"
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
-        sys.stderr.write(f"{name}\n")
+        sys.stderr.write(f"{_name(number)}\n")
         sys.stderr.flush()
     os._exit(128 + number)
+
+
+def _name(number: int) -> str:
+    return "interrupted" if number == signal.SIGINT else "terminated"

@@ -1,43 +1,53 @@
-"""Chats from a JSONL file: one object with `messages` a line.
+"""JSONL files: rows one by one, and chats from them.
 
 Invariants
     * A file is read whole or refused: a row is never skipped, blank lines excepted.
-    * Every faulty row is told, the first ten in words, each with its line, its field and the reason.
+    * Every faulty row is counted, and the first ten faults are told, each with its line, its field and the reason.
+    * Of a file no more is held than what was made of its rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import orjson
 
+from fwasync.data.messages import ROLES, Fault, Message, kind_of, read_messages, read_tools
 from fwasync.errors import DatasetError
 
-__all__ = ("ROLES", "Chat", "Message", "Problem", "read_chats", "refuse")
+__all__ = (
+    "CHAT_EXAMPLE",
+    "ROLES",
+    "Chat",
+    "Fault",
+    "Faults",
+    "JsonLines",
+    "JsonRow",
+    "Message",
+    "Parse",
+    "Problem",
+    "collect",
+    "read_chat",
+    "read_chats",
+    "read_conversation",
+)
 
-ROLES = ("system", "user", "assistant", "tool")
+T = TypeVar("T")
 
 _TOLD = 10
-_FIELDS = frozenset({"role", "content"})
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One message of a chat."""
-
-    role: str
-    content: str
 
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """A row of a file: its messages, and its line in the file, counted from 1."""
+    """A row of a file: its messages, its line in the file, counted from 1, and the tools that it may use."""
 
     messages: tuple[Message, ...]
     line: int
+    tools: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,132 +63,166 @@ class Problem:
         return f"{where}: {self.reason}" if where else self.reason
 
 
-def read_chats(path: str | Path) -> list[Chat]:
-    """Read chats from a JSONL file.
+JsonRow = dict[str, object]
+"""A row, decoded."""
 
-    A row is `{"messages": [{"role": …, "content": …}, …]}`, with roles system, user, assistant and tool, text as
-    content, and at least one message of the assistant. Other keys of a row are left to their owner; other keys of a
-    message are refused, because they would ask for something that is not done here. Blank lines are allowed.
+Parse = Callable[[JsonRow, int], T | list[Fault]]
+"""Makes something of a row and its line, or says what is wrong with it."""
 
-    This blocks while it reads: on an event loop, call it through `anyio.to_thread.run_sync`.
+
+class Faults:
+    """The faults of one file: the first ones in words, the others in number."""
+
+    def __init__(self, name: str | Path) -> None:
+        self.name = name
+        self._told: list[Problem] = []
+        self._count = 0
+        self._rows = 0
+        self._line = -1
+
+    def add(self, problem: Problem) -> None:
+        """Take a fault; those of one row come one after the other."""
+        self._count += 1
+        self._rows += problem.line != self._line
+        self._line = problem.line
+        if len(self._told) < _TOLD:
+            self._told.append(problem)
+
+    def check(self) -> None:
+        """Tell them, all at once.
+
+        Raises:
+            DatasetError: If there are any.
+        """
+        if not self._count:
+            return
+        told = [f"  {problem}" for problem in self._told]
+        if self._count > _TOLD:
+            told.append(f"  … and {self._count - _TOLD} more")
+        head = f"{self.name} has {self._rows} faulty {'row' if self._rows == 1 else 'rows'}:"
+        raise DatasetError("\n".join([head, *told]), problems=tuple(self._told))
+
+
+class JsonLines:
+    """A JSONL file, read row by row.
+
+    Args:
+        path: The file.
+        name: What it is called in errors; by default its path.
+        max_rows: Read so many rows at most.
+    """
+
+    def __init__(self, path: str | Path, *, name: str | None = None, max_rows: int | None = None) -> None:
+        self.path = Path(path)
+        self._max_rows = max_rows
+        self.name = name or str(path)
+        self.line = 0
+        """The line that was read last."""
+        self.bytes_read = 0
+        """How much of the file was read."""
+        self.bytes_total = 0
+        """How long it is; known when reading has begun."""
+
+    def rows(self, parse: Parse[T]) -> Generator[T | Problem]:
+        """What `parse` makes of each row, in order, read as it is asked for. This blocks while it reads.
+
+        Raises:
+            DatasetError: The file cannot be read.
+        """
+        left = -1 if self._max_rows is None else self._max_rows
+        try:
+            with self.path.open("rb") as file:
+                self.bytes_total = os.fstat(file.fileno()).st_size
+                for self.line, text in enumerate(file, 1):
+                    self.bytes_read += len(text)
+                    bare = text.removeprefix(b"\xef\xbb\xbf").strip() if self.line == 1 else text.strip()
+                    if bare and not left:
+                        return
+                    if bare:
+                        left -= 1
+                        yield from _read_row(bare, self.line, parse)
+        except FileNotFoundError:
+            raise DatasetError(f"{self.name}: there is no such file") from None
+        except IsADirectoryError:
+            raise DatasetError(f"{self.name} is a directory; name a JSONL file") from None
+        except OSError as error:
+            raise DatasetError(f"{self.name} cannot be read: {error.strerror or error}") from None
+
+
+def collect(lines: JsonLines, items: Iterable[T | Problem], *, example: str) -> list[T]:
+    """The rows of a file, if none is faulty; `example` is what one looks like, for who has none.
 
     Raises:
         DatasetError: The file cannot be read, has no rows, or has faulty ones.
     """
-    path = Path(path)
-    chats: list[Chat] = []
-    problems: list[Problem] = []
-    try:
-        with path.open("rb") as file:
-            for line, text in enumerate(file, 1):
-                stripped = text.removeprefix(b"\xef\xbb\xbf").strip() if line == 1 else text.strip()
-                if not stripped:
-                    continue
-                found = _read_row(stripped, line)
-                if isinstance(found, Chat):
-                    chats.append(found)
-                else:
-                    problems.extend(found)
-    except FileNotFoundError:
-        raise DatasetError(f"{path}: there is no such file") from None
-    except IsADirectoryError:
-        raise DatasetError(f"{path} is a directory; name a JSONL file") from None
-    except OSError as error:
-        raise DatasetError(f"{path} cannot be read: {error.strerror or error}") from None
-    if problems:
-        refuse(path, problems)
-    if not chats:
-        raise DatasetError(f'{path} is empty; it needs a row such as {{"messages": [{{"role": "user", …}}, …]}}')
-    return chats
+    faults = Faults(lines.name)
+    found: list[T] = []
+    for item in items:
+        if isinstance(item, Problem):
+            faults.add(item)
+        else:
+            found.append(item)
+    faults.check()
+    if not found:
+        raise DatasetError(f"{lines.name} is empty; it needs a row such as {example}")
+    return found
 
 
-def refuse(path: str | Path, problems: Iterable[Problem]) -> None:
-    """Tell what is wrong with a file, all at once.
+CHAT_EXAMPLE = '{"messages": [{"role": "user", …}, {"role": "assistant", …}]}'
+
+
+def read_chats(path: str | Path) -> list[Chat]:
+    """Read chats from a JSONL file.
+
+    A row is `{"messages": [{"role": …, "content": …}, …]}`, with at least one message of the assistant; see
+    `fwasync.data.messages` for what a message may have. `tools` of a row are handed to the chat template; its other
+    keys are left to their owner. Blank lines are allowed.
+
+    This blocks while it reads: on an event loop, call it through `anyio.to_thread.run_sync`, or use
+    `fwasync.data.supervised.load_supervised`, which holds no more than the tokens.
 
     Raises:
-        DatasetError: If there is a problem at all.
+        DatasetError: The file cannot be read, has no rows, or has faulty ones.
     """
-    found = tuple(problems)
-    if not found:
-        return
-    rows = len({problem.line for problem in found})
-    told = [f"  {problem}" for problem in found[:_TOLD]]
-    if len(found) > _TOLD:
-        told.append(f"  … and {len(found) - _TOLD} more")
-    head = f"{path} has {rows} faulty {'row' if rows == 1 else 'rows'}:"
-    raise DatasetError("\n".join([head, *told]), problems=found[:_TOLD])
+    lines = JsonLines(path)
+    return collect(lines, lines.rows(read_chat), example=CHAT_EXAMPLE)
 
 
-def _read_row(text: bytes, line: int) -> Chat | list[Problem]:
+def read_chat(row: JsonRow, line: int) -> Chat | list[Fault]:
+    """A row as a chat, or what is wrong with it."""
+    messages, tools, faults = read_conversation(row)
+    if not faults and all(message.role != "assistant" for message in messages):
+        faults = [("messages", "no message is from the assistant, so there is nothing to learn")]
+    return faults or Chat(messages, line, tools)
+
+
+def read_conversation(row: JsonRow) -> tuple[tuple[Message, ...], tuple[dict[str, Any], ...], list[Fault]]:
+    """The `messages` and `tools` of a row, and what is wrong with them."""
+    if "messages" not in row:
+        keys = ", ".join(map(repr, row)) or "no keys at all"
+        return (), (), [("messages", f"it is missing; the row has {keys}")]
+    messages, faults = read_messages(row["messages"], "messages")
+    tools, more = read_tools(row.get("tools"), "tools")
+    return messages, tools, faults + more
+
+
+def _read_row(text: bytes, line: int, parse: Parse[T]) -> Iterator[T | Problem]:
     try:
         text.decode()
     except UnicodeDecodeError as error:
         reason = f"not UTF-8: byte 0x{text[error.start]:02x} at column {error.start + 1}; save the file as UTF-8"
-        return [Problem(line, "", reason)]
+        yield Problem(line, "", reason)
+        return
     try:
         row: object = orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        return [Problem(line, "", f"not JSON: {error.msg} at column {error.colno}")]
-    if not isinstance(row, dict):
-        return [Problem(line, "", f"it is {_kind(row)}; each line must be an object with messages")]
-    fields = cast("dict[str, object]", row)
-    if "messages" not in fields:
-        keys = ", ".join(map(repr, fields)) or "no keys at all"
-        return [Problem(line, "messages", f"it is missing; the row has {keys}")]
-    if fields.get("tools"):
-        return [Problem(line, "tools", "rows with tools are not supported")]
-    return _read_messages(fields["messages"], line)
-
-
-def _read_messages(given: object, line: int) -> Chat | list[Problem]:
-    if not isinstance(given, list):
-        return [Problem(line, "messages", f"it is {_kind(given)}; it must be a list")]
-    if not given:
-        return [Problem(line, "messages", "it is empty")]
-    messages: list[Message] = []
-    problems: list[Problem] = []
-    for index, message in enumerate(cast("list[object]", given)):
-        faults = [Problem(line, f"messages[{index}]{name}", reason) for name, reason in _faults(message)]
-        problems.extend(faults)
-        if not faults:
-            fields = cast("dict[str, str]", message)
-            messages.append(Message(fields["role"], fields["content"]))
-    if problems:
-        return problems
-    if all(message.role != "assistant" for message in messages):
-        return [Problem(line, "messages", "no message is from the assistant, so there is nothing to learn")]
-    return Chat(tuple(messages), line)
-
-
-def _faults(message: object) -> Iterator[tuple[str, str]]:
-    """Field (such as `.role`) and reason of everything that is wrong with a message."""
-    if not isinstance(message, dict):
-        yield "", f"it is {_kind(message)}; it must be an object with role and content"
+        yield Problem(line, "", f"not JSON: {error.msg} at column {error.colno}")
         return
-    fields = cast("dict[str, Any]", message)
-    role, content = fields.get("role"), fields.get("content")
-    if "role" not in fields:
-        yield ".role", "it is missing"
-    elif role not in ROLES:
-        yield ".role", f"{role!r} is not a role; use {', '.join(ROLES)}"
-    if "content" not in fields:
-        yield ".content", "it is missing"
-    elif not isinstance(content, str):
-        yield ".content", f"it is {_kind(content)}; it must be a string"
-    elif not content and role == "assistant":
-        yield ".content", "the assistant's answer is empty"
-    for name in fields.keys() - _FIELDS:
-        yield f".{name}", "a message has role and content; nothing else is supported"
-
-
-def _kind(value: object) -> str:
-    if value is None:
-        return "null"
-    kinds = (
-        (bool, "a boolean"),
-        (int | float, "a number"),
-        (str, "a string"),
-        (list, "a list"),
-        (dict, "an object"),
-    )
-    return next(name for kind, name in kinds if isinstance(value, kind))
+    if not isinstance(row, dict):
+        yield Problem(line, "", f"it is {kind_of(row)}; each line must be an object")
+        return
+    found = parse(cast("JsonRow", row), line)
+    if isinstance(found, list):
+        yield from (Problem(line, field, reason) for field, reason in cast("list[Fault]", found))
+    else:
+        yield found

@@ -61,7 +61,8 @@ class Pending:
 class Origin:
     """What a model is created from.
 
-    `make` gives its trainer; `told` is the result of the request that asked for it.
+    `make` gives its trainer; `told` is the result of the request that asked for it. Of a `forward_only` trainer job it
+    is never trained.
     """
 
     base_model: BaseModel
@@ -69,6 +70,7 @@ class Origin:
     make: Callable[[], Trainer]
     told: Message
     base_only: bool = False
+    forward_only: bool = False
     user_metadata: Mapping[str, Any] | None = None
 
     def work(self, target: Target) -> Result:
@@ -110,8 +112,8 @@ def from_base_model(engine: Engine, message: CreateModelRequest) -> Origin:
         lora,
         lambda: engine.trainer(base_model.name, lora, seed=seed),
         ModelCreated(model_id=model_id_of(message.session_id, message.model_seq_id)),
-        bool(message.base_only),
-        message.user_metadata,
+        base_only=bool(message.base_only),
+        user_metadata=message.user_metadata,
     )
 
 

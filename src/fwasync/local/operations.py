@@ -35,6 +35,7 @@ from fwasync._wire.messages import (
     decode,
     encode,
 )
+from fwasync._wire.paths import split_cross_job
 from fwasync._wire.protobuf.batches import decode_request
 from fwasync._wire.protobuf.fields import ProtobufError
 from fwasync._wire.tensors import ForwardBackwardRequest
@@ -59,10 +60,11 @@ Kind = Literal[
 
 @dataclass(slots=True, eq=False)
 class Target:
-    """What `work` works on: a model as the training thread sees it."""
+    """What `work` works on: a model as the training thread sees it, and the trainer job that it belongs to, if any."""
 
     model_id: str
     session_id: str
+    job: str | None = None
     trainer: Trainer | None = None
     gone: str = "the model is not there yet"
 
@@ -78,6 +80,8 @@ class Target:
 
 
 Work = Callable[[Target], Result]
+
+_CROSS_JOB = "cross_job://"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +118,15 @@ class Operations:
     Args:
         store: Where checkpoints and snapshots are.
         losses: The names of the losses that the engine has.
+        of_job: Finds the checkpoint that a trainer job has saved under a name.
     """
 
-    def __init__(self, store: WeightStore, losses: Collection[str]) -> None:
+    def __init__(
+        self, store: WeightStore, losses: Collection[str], of_job: Callable[[str, str], WeightsPath | None]
+    ) -> None:
         self._store = store
         self._losses = losses
+        self._of_job = of_job
         self._readers: dict[Kind, Callable[[bytes], tuple[Work, tuple[int, Path] | None]]] = {
             "forward": self._forward,
             "forward_backward": self._forward_backward,
@@ -213,7 +221,8 @@ class Operations:
         def work(target: Target) -> Result:
             path = WeightsPath(target.model_id, "weights", name)
             self._write(path, target.need().save, notes, overwrite=bool(message.overwrite))
-            return json_result(WeightsSaved(path=str(path)))
+            # Trainer jobs call their checkpoints by their names alone.
+            return json_result(WeightsSaved(path=str(path) if target.job is None else name))
 
         return work, None
 
@@ -222,23 +231,48 @@ class Operations:
         optimizer = message.optimizer is True
 
         def work(target: Target) -> Result:
-            path, directory = self.checkpoint(message.path, target.model_id)
+            path, directory = self.checkpoint(message.path, target.model_id, target.job)
             target.need().load(directory, optimizer=optimizer)
             return json_result(WeightsLoaded(path=str(path), model_id=target.model_id))
 
         return work, None
 
-    def checkpoint(self, text: str, model_id: str | None) -> tuple[WeightsPath, Path]:
-        """Find a checkpoint; a bare name is one of the given model's own.
+    def checkpoint(self, text: str, model_id: str | None, job: str | None) -> tuple[WeightsPath, Path]:
+        """Find a checkpoint.
+
+        Args:
+            text: Its path, `cross_job://<job>/<name>`, or a bare name.
+            model_id: Whose the bare name is in the first place.
+            job: Whose else it may be: the newest of that name of this trainer job.
 
         Raises:
             EngineError: There is none.
         """
-        path = _checkpoint_path(text, model_id)
+        try:
+            path = self._checkpoint_path(text, model_id, job)
+        except ValueError as error:
+            raise EngineError(str(error)) from None
+        if path.kind != "weights":
+            raise EngineError(f"{path} holds weights for a sampler; training goes on from …/weights/<name>")
         directory = self._store.directory(path)
         if not directory.is_dir():
             raise EngineError(f"there is no checkpoint {path} in this data directory")
         return path, directory
+
+    def _checkpoint_path(self, text: str, model_id: str | None, job: str | None) -> WeightsPath:
+        name, cross_job = text, split_cross_job(text)
+        if cross_job is not None:
+            job, name = cross_job
+        elif "://" in text or (model_id is None and job is None):
+            return WeightsPath.parse(text)
+        elif model_id is not None:
+            own = WeightsPath(model_id, "weights", check_name(text))
+            if job is None or self._store.directory(own).is_dir():
+                return own
+        found = self._of_job(job or "", name)
+        if found is None:
+            raise EngineError(f"trainer job {job!r} has saved no checkpoint {name!r}")
+        return found
 
     def _save_weights_for_sampler(self, body: bytes) -> tuple[Work, tuple[int, Path] | None]:
         message = decode(body, SaveWeightsForSamplerRequest)
@@ -333,16 +367,3 @@ def _name(name: str | None) -> str:
         return check_name(name)
     except ValueError as error:
         raise Unacceptable(str(error)) from None
-
-
-def _checkpoint_path(text: str, model_id: str | None) -> WeightsPath:
-    try:
-        if model_id is None or "://" in text:
-            path = WeightsPath.parse(text)
-        else:
-            path = WeightsPath(model_id, "weights", check_name(text))
-    except ValueError as error:
-        raise EngineError(str(error)) from None
-    if path.kind != "weights":
-        raise EngineError(f"{path} holds weights for a sampler; training goes on from …/weights/<name>")
-    return path

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from fwasync.local.control.names import engine_name
 from fwasync.local.control.plane import ControlPlane, Timing
 from fwasync.local.engine.api import Engine
 from fwasync.local.futures import FutureStore
+from fwasync.local.models import Origin
 from fwasync.local.operations import Operations
 from fwasync.local.sampling import SamplingDesk
 from fwasync.local.sessions import OWNER, Sessions
@@ -64,10 +65,10 @@ class TrainerService:
         self._store = WeightStore(root)
         self.catalogue = Catalogue(engine, self._store)
         self.samplers = SamplingDesk(engine, self._store, self.futures, self.sessions)
-        self.training = TrainingDesk(
-            engine, Operations(self._store, losses), self.futures, self.sessions, self.samplers
-        )
         self.control = ControlPlane(root, engine, self._store, options.timing, self.end_session)
+        operations = Operations(self._store, losses, self.control.snapshots.checkpoint)
+        self.training = TrainingDesk(engine, operations, self.futures, self.sessions, self.samplers)
+        self.training.admit = self._admit
         self.completions = CompletionDesk(self.control.deployments, self.control.hot_load, self.samplers, self.futures)
 
     def begin_session(self, user_metadata: Mapping[str, Any] | None, display_name: str | None) -> str:
@@ -90,6 +91,19 @@ class TrainerService:
         if job_id is not None:
             self.control.jobs.check_base_model(job_id, name)
         return name
+
+    def _admit(self, origin: Origin) -> Origin:
+        """A new model, held to what the trainer job was created for through whose gateway it is asked for.
+
+        Raises:
+            Refused: The job trains adapters of another rank.
+        """
+        job_id = OWNER.get()
+        if job_id is None:
+            return origin
+        if not origin.base_only:
+            self.control.jobs.check_rank(job_id, origin.lora.rank if origin.lora else 0)
+        return replace(origin, forward_only=self.control.jobs.is_forward_only(job_id))
 
     def capabilities(self) -> Capabilities:
         """The base models."""
@@ -157,7 +171,4 @@ class TrainerService:
         job_id = OWNER.get()
         if job_id is None:
             return await anyio.to_thread.run_sync(self._store.checkpoint_names)
-        sessions = set(self.control.jobs.record(job_id).sessions)
-        saved = await anyio.to_thread.run_sync(self._store.saved)
-        own = [entry.path for entry in reversed(saved) if entry.path.model_id.partition(":")[0] in sessions]
-        return list(dict.fromkeys(path.name for path in own if path.kind == "weights"))
+        return await anyio.to_thread.run_sync(self.control.snapshots.checkpoint_names, job_id)

@@ -15,6 +15,7 @@ import secrets
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
+from typing import TypeVar
 
 import anyio
 import anyio.to_thread
@@ -44,6 +45,8 @@ __all__ = ("TrainingDesk",)
 
 _log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 _WAY_OUT = "create a model and load a checkpoint into it"
 
 
@@ -70,6 +73,8 @@ class TrainingDesk:
         self._loop = asyncio.get_running_loop()
         # Asked once about each new operation; scripted faults come in here.
         self.alter: Callable[[Submission], Submission] = _as_it_is
+        # Asked once about each new model, and may refuse it; what a trainer job was created for comes in here.
+        self.admit: Callable[[Origin], Origin] = _as_it_is
 
     # -- models ------------------------------------------------------------------------------------
 
@@ -101,14 +106,13 @@ class TrainingDesk:
             The future's request id and the model's id.
 
         Raises:
-            Refused: Unknown session or base model, or the number is taken.
+            Refused: Unknown session or base model, the number is taken, or the trainer job is for other models.
         """
         self._sessions.touch(message.session_id)
         model_id, digest = model_id_of(message.session_id, message.model_seq_id), digest_of(body)
         known = self._known(model_id, digest)
         if known is None:
-            origin = from_base_model(self._engine, message)
-            known = self._begin(Target(model_id, message.session_id), origin, digest)
+            known = self._begin(model_id, message.session_id, from_base_model(self._engine, message), digest)
         return known, model_id
 
     async def create_from_checkpoint(self, message: LoadWeightsRequest, body: bytes) -> tuple[str, str]:
@@ -126,7 +130,8 @@ class TrainingDesk:
         if known is not None:
             return known, model_id
         try:
-            path, directory = await anyio.to_thread.run_sync(self._operations.checkpoint, message.path, None)
+            job = self._sessions.find(session_id).owner
+            path, directory = await anyio.to_thread.run_sync(self._operations.checkpoint, message.path, None, job)
             info = await anyio.to_thread.run_sync(self._engine.snapshot_info, directory)
         except EngineError as error:
             raise Refused(400, f"load_weights: {error}") from None
@@ -135,7 +140,7 @@ class TrainingDesk:
         known = self._known(model_id, digest)
         if known is None:
             origin = from_checkpoint(self._engine, message, model_id, path, directory, info)
-            known = self._begin(Target(model_id, session_id), origin, digest)
+            known = self._begin(model_id, session_id, origin, digest)
         return known, model_id
 
     def _known(self, model_id: str, digest: bytes) -> str | None:
@@ -147,10 +152,12 @@ class TrainingDesk:
             raise Refused(409, f"model_seq_id {number} was already used by another request")
         return known.create_request_id
 
-    def _begin(self, target: Target, origin: Origin, digest: bytes) -> str:
+    def _begin(self, model_id: str, session_id: str, origin: Origin, digest: bytes) -> str:
+        origin = self.admit(origin)
         pending = Pending(request_id(), origin.work)
+        target = Target(model_id, session_id, self._sessions.find(session_id).owner)
         model = Model(target, origin, digest, pending.request_id)
-        self._models[target.model_id] = model
+        self._models[model_id] = model
         self._futures.open(pending.request_id, lambda: self._why(model, pending))
         self._start(model, pending)
         return pending.request_id
@@ -224,6 +231,8 @@ class TrainingDesk:
         kind = submission.kind
         if model.origin.base_only and kind not in ("forward", "unload_model"):
             return Refusal(400, f"{kind}: {submission.model_id} is a base-only reference: it answers forward")
+        if model.origin.forward_only and kind in ("forward_backward", "optim_step"):
+            return Refusal(400, f"{kind}: trainer job {model.target.job} is forwardOnly: its models answer forward")
         if submission.unnamed is not None:
             number, directory = submission.unnamed
             return self._samplers.reserve(model.target.session_id, number, model.origin.base_model.name, directory)
@@ -266,8 +275,8 @@ class TrainingDesk:
         pending.ticket = self._worker.put(job)
 
 
-def _as_it_is(submission: Submission) -> Submission:
-    return submission
+def _as_it_is(thing: T) -> T:
+    return thing
 
 
 def _release(target: Target, why: str) -> None:

@@ -6,6 +6,7 @@ same model and optimizer. Greedy answers to held-out prompts are judged before, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,16 @@ from fwasync import AsyncServiceClient
 from fwasync.data.chat import ChatTokenizer
 from fwasync.recipes import rl, sft, sort_digits
 from fwasync.recipes.evaluate import Evaluation, evaluate
+from fwasync.recipes.optimizer import AdamConfig
+from fwasync.recipes.schedules import LRSchedule
+from fwasync.recipes.trainers import Where
 from fwasync.tracking.run import Run
 
 __all__ = ("PHASE", "Config", "Stage", "train")
 
 PHASE = "held-out"
+
+_BATCH = 64
 
 
 class Config(BaseModel):
@@ -47,16 +53,19 @@ class Config(BaseModel):
     def sft(self) -> sft.Config:
         """The configuration of supervised training."""
         return sft.Config(
-            data=self.log_path / sort_digits.DATA_FILE,
+            dataset=str(self.log_path / sort_digits.DATA_FILE),
             log_path=self.log_path,
             base_model=self.base_model,
             lora_rank=0,
             learning_rate=3e-3,
-            warmup_steps=20,
-            batch_size=64,
-            steps=self.sft_steps,
+            lr_scheduler=LRSchedule(warmup_steps=20),
+            adam=AdamConfig(beta2=0.95, eps=1e-12, weight_decay=0.0),
+            grad_clip_norm=1.0,
+            batch_size=_BATCH,
+            epochs=math.ceil(self.sft_steps * _BATCH / sort_digits.ROWS),
+            max_steps=self.sft_steps,
             seed=self.seed,
-            save_every=100,
+            dcp_save_interval=100,
         )
 
     def grpo(self) -> rl.Config:
@@ -107,17 +116,17 @@ async def train(config: Config, *, service: AsyncServiceClient, run: Run, on_sta
         run.log(PHASE, point, {"eval/exact": evaluation.exact, "eval/reward": evaluation.mean_reward})
         on_stage(Stage(name, evaluation))
 
-    async with service.create_training_client(config.base_model, lora_rank=0, seed=config.seed) as client:
-        name = (await client.get_info()).model_data.tokenizer_id or config.base_model
-        tokenizer = await anyio.to_thread.run_sync(ChatTokenizer.load, name)
+    taught_by = config.sft()
+    async with Where(service=service).open(taught_by) as trainers:
+        tokenizer = await anyio.to_thread.run_sync(ChatTokenizer.load, await trainers.tokenizer_name(taught_by))
         run.begin(PHASE, 3)
         await judge("base model", 1, base_model=config.base_model)
-        taught = await sft.train(config.sft(), service=service, run=run, client=client)
-        await judge("after SFT", 2, snapshot=taught.checkpoint.sampler_path)
+        taught = await sft.train(taught_by, where=Where(trainers=trainers), run=run)
+        await judge("after SFT", 2, snapshot=taught.checkpoint.sampler_path if taught.checkpoint else None)
         rewarded = await rl.train(
             config.grpo(),
             service=service,
-            client=client,
+            client=trainers.policy,
             tokenizer=tokenizer,
             prompts=sort_digits.practice_prompts,
             reward=sort_digits.reward,

@@ -20,8 +20,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fwasync import AsyncServiceClient, AsyncTrainingClient
 from fwasync.checkpoints.ledger import CheckpointEntry, CheckpointLedger
-from fwasync.recipes.optimizer import adam, grad_norm, warmed_up
-from fwasync.recipes.saving import Saved, finish_saving, submit_saving
+from fwasync.checkpoints.saving import CheckpointKind, Saved, submit_checkpoint
+from fwasync.recipes.optimizer import AdamConfig, adam_params, grad_norm
+from fwasync.recipes.schedules import LRSchedule
 from fwasync.recipes.seeds import derive_seed
 from fwasync.rollout.groups import Decoding, Group, Prompt, Reward, Tokenizer, sample_groups
 from fwasync.rollout.policy_batch import policy_batch
@@ -30,6 +31,8 @@ from fwasync.tracking.run import Run
 __all__ = ("PHASE", "Config", "PromptSource", "train")
 
 PHASE = "grpo"
+
+_ADAM = AdamConfig(beta2=0.95, eps=1e-12, weight_decay=0.0)
 
 PromptSource = Callable[[random.Random, int], Sequence[Prompt]]
 """Prompts of a step: given randomness of the step's own and how many are wanted."""
@@ -103,6 +106,7 @@ async def train(
     """
     ledger = CheckpointLedger(run.log_path)
     decoding = Decoding(config.group_size, config.max_tokens, config.temperature)
+    schedule = LRSchedule(warmup_steps=config.warmup_steps)
     version = 0
     in_flight_peak = 0
 
@@ -134,14 +138,16 @@ async def train(
         batch = policy_batch(groups)
         staleness = version - snapshot.version
         # All that this step asks of the trainer is submitted at once, and done in this order.
-        learning_rate = warmed_up(config.learning_rate, step, config.warmup_steps)
+        learning_rate = schedule.rate(config.learning_rate, step, config.steps)
         forward_backward = client.forward_backward(batch.datums, "importance_sampling")
-        optim_step = client.optim_step(adam(learning_rate, grad_clip_norm=config.grad_clip_norm))
+        optim_step = client.optim_step(adam_params(_ADAM, learning_rate, grad_clip_norm=config.grad_clip_norm))
         version += 1
         last = step == config.steps
         saving = None
         if last or (config.save_every and step % config.save_every == 0):
-            saving = submit_saving(client, PHASE, step, step * config.groups_per_step, snapshot=last)
+            kind = CheckpointKind.BOTH if last else CheckpointKind.STATE
+            consumed = step * config.groups_per_step
+            saving = submit_checkpoint(client, f"{PHASE}-{step:06d}", step=step, data_consumed=consumed, kind=kind)
         if not last:
             snapshot = publish()
         output, update = await forward_backward, await optim_step
@@ -160,7 +166,7 @@ async def train(
         }
         run.log(PHASE, step, metrics)
         if saving is not None:
-            checkpoint = await finish_saving(saving, ledger)
+            checkpoint = await saving.finish(ledger)
     assert checkpoint is not None, "the last step saves one"
     return checkpoint
 

@@ -1,60 +1,116 @@
-"""Checkpoints of a recipe: saved in the order of the operations, listed in `checkpoints.jsonl` once they exist."""
+"""The checkpoints of a recipe: when they are due, what they are called, and what becomes of the last one."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
-from fwasync import AsyncTrainingClient
 from fwasync.checkpoints.ledger import CheckpointEntry, CheckpointLedger
+from fwasync.checkpoints.promotion import promote
+from fwasync.checkpoints.resume import INIT_KEY, ResumeInfo, find_resume
+from fwasync.checkpoints.saving import CheckpointKind, PendingCheckpoint, submit_checkpoint
+from fwasync.errors import UsageError
+from fwasync.recipes.config import RecipeConfig
+from fwasync.recipes.runner import Runner
+from fwasync.recipes.trainers import Trainers, Where
+from fwasync.tracking.run import Run
 
-__all__ = ("Saved", "Saving", "finish_saving", "submit_saving")
+__all__ = ("DATA_KEY", "Checkpoints", "find_start")
+
+DATA_KEY = "data_digest"
+"""The key of a line that stands for the rows which its cursor counts."""
 
 
-class Saved(Protocol):
-    """Something that the service has saved."""
+async def find_start(config: RecipeConfig, where: Where, run: Run, phase: str) -> ResumeInfo | None:
+    """Where a run goes on; `None` is from the beginning. What was logged behind that point is forgotten, and told.
 
-    @property
-    def path(self) -> str:
-        """Where it is."""
-        ...
+    Raises:
+        CheckpointLedgerError: `checkpoints.jsonl` cannot be read.
+        RunDirectoryError: `metrics.jsonl` cannot be written.
+        UsageError: `init_from_checkpoint` cannot be one.
+
+    **Cancellation:** leaves nothing behind.
+    """
+    start = None if where.trainers else await find_resume(config.log_path, config.init_from_checkpoint)
+    step = start.step if start else 0
+    forgotten = await run.rewind(phase, step)
+    if start is not None:
+        done = f"{step} steps and {start.data_consumed} rows are done" if start.entry else "a new run on its weights"
+        run.message(f"going on from {start.path}: {done}")
+    elif forgotten:
+        run.message(f"{config.log_path} has no checkpoint to go on from: starting from the beginning")
+    return start
 
 
 @dataclass(frozen=True, slots=True)
-class Saving:
-    """A checkpoint that was submitted, with a snapshot for samplers or without."""
+class Checkpoints:
+    """Saves the checkpoints of one run.
 
-    name: str
-    model_id: str
-    step: int
-    data_consumed: int
-    state: Awaitable[Saved]
-    snapshot: Awaitable[Saved] | None
-
-
-def submit_saving(client: AsyncTrainingClient, phase: str, step: int, data_consumed: int, *, snapshot: bool) -> Saving:
-    """Submit a checkpoint named after phase and step; it holds the weights of this place in the order."""
-    name = f"{phase}-{step:06d}"
-    state = client.save_state(name)
-    sampler = client.save_weights_for_sampler(name) if snapshot else None
-    return Saving(name, client.model_id, step, data_consumed, state, sampler)
-
-
-async def finish_saving(saving: Saving, ledger: CheckpointLedger) -> CheckpointEntry:
-    """Wait until a checkpoint exists, and list it.
-
-    **Cancellation:** the checkpoint may exist on the service and not be listed.
+    Attributes:
+        config: The recipe's configuration.
+        trainers: What trains.
+        run: Where it is logged.
+        marks: Further keys of each line.
     """
-    state_path = (await saving.state).path
-    sampler_path = None if saving.snapshot is None else (await saving.snapshot).path
-    entry = CheckpointEntry(
-        saving.name,
-        saving.step,
-        data_consumed=saving.data_consumed,
-        state_path=state_path,
-        sampler_path=sampler_path,
-        extra={"model_id": saving.model_id},
-    )
-    await ledger.append(entry)
-    return entry
+
+    config: RecipeConfig
+    trainers: Trainers
+    run: Run
+    marks: Mapping[str, Any]
+
+    def submit(self, step: int, data_consumed: int, *, last: bool) -> PendingCheckpoint | None:
+        """Submit the checkpoint that is due after a step, if one is: at each interval, and at the end."""
+        interval = self.config.dcp_save_interval
+        if last and self.config.save_final_checkpoint:
+            return self.save(step, data_consumed, CheckpointKind.BOTH)
+        return self.save(step, data_consumed) if interval and step % interval == 0 else None
+
+    def save(self, step: int, data_consumed: int, kind: CheckpointKind = CheckpointKind.STATE) -> PendingCheckpoint:
+        """Submit a checkpoint of this place in the order, due or not."""
+        init = self.config.init_from_checkpoint
+        return submit_checkpoint(
+            self.trainers.policy,
+            f"step-{step}",
+            step=step,
+            data_consumed=data_consumed,
+            kind=kind,
+            job_id=self.trainers.job_id,
+            extra={**self.marks, **({INIT_KEY: init} if init else {})},
+        )
+
+    async def finish(self, pending: PendingCheckpoint) -> CheckpointEntry:
+        """Wait for a checkpoint, and list it: after what was logged up to it is on the disk, so that nothing is missing
+        there if the run goes on from it.
+
+        **Cancellation:** it may exist on the service and not be listed.
+        """
+        await self.run.flush()
+        return await pending.finish(CheckpointLedger(self.config.log_path))
+
+    async def promote(self, entry: CheckpointEntry | None, runner: Runner) -> None:
+        """Make a model of the last checkpoint, if one is wanted.
+
+        **Cancellation:** a promotion that was begun goes on at the service.
+        """
+        model_id, promoter = self.config.output_model_id, self.trainers.promoter
+        if model_id is None:
+            return
+        if promoter is None or entry is None:
+            raise UsageError("output_model_id is set; only a trainer job's snapshot becomes a model: set infra too")
+        await promote(promoter, entry, model_id, base_model=self.config.base_model)
+        await runner.output_model(model_id, checkpoint=entry.name, job_id=entry.source_job_id)
+
+    def check_data(self, start: ResumeInfo | None) -> None:
+        """See to it that a run which goes on has the rows that it had.
+
+        Raises:
+            UsageError: It has others, so that its cursor has no meaning.
+        """
+        before = start.entry.extra.get(DATA_KEY) if start is not None and start.entry is not None else None
+        if before is not None and before != self.marks.get(DATA_KEY):
+            raise UsageError(
+                f"{self.config.dataset} is not what it was when {self.config.log_path} was begun (its rows, the "
+                "tokenizer or max_seq_len have changed), so it is not known which rows are done. To train on the new "
+                f"rows, give another log_path, and {start.path if start else ''} as init_from_checkpoint."
+            )

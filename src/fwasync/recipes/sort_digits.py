@@ -17,13 +17,22 @@ from importlib.resources import files
 from fwasync.data.jsonl import Message
 from fwasync.rollout.groups import Prompt
 
-__all__ = ("DATA_FILE", "MAX_TOKENS", "data_text", "held_out_prompts", "make_rows", "practice_prompts", "reward")
+__all__ = (
+    "DATA_FILE",
+    "MAX_TOKENS",
+    "ROWS",
+    "data_text",
+    "held_out_prompts",
+    "make_rows",
+    "practice_prompts",
+    "reward",
+)
 
 DATA_FILE = "sort_digits.jsonl"
 MAX_TOKENS = 8
 
 _DIGITS = 5
-_ROWS = 4096
+ROWS = 4096
 _UPWARDS = 0.3
 _HELD_OUT = 128
 
@@ -36,7 +45,7 @@ def data_text() -> str:
 def make_rows() -> str:
     """The contents of that file, made anew: `python -m fwasync.recipes.sort_digits > sort_digits.jsonl`."""
     rng = random.Random("sort-digits/rows")
-    upwards = [index < _UPWARDS * _ROWS for index in range(_ROWS)]
+    upwards = [index < _UPWARDS * ROWS for index in range(ROWS)]
     rng.shuffle(upwards)
     rows: list[str] = []
     for up in upwards:

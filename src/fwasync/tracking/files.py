@@ -9,6 +9,7 @@ import os
 import secrets
 import threading
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 __all__ = ("LineFile", "write_atomically")
@@ -49,6 +50,13 @@ class LineFile:
                     os.fsync(descriptor)
             finally:
                 os.close(descriptor)
+
+    def keep(self, wanted: Callable[[bytes], bool]) -> None:
+        """Write what was added, then leave out the lines that are not wanted, all at once."""
+        self.drain()
+        with self._lock:
+            lines = self.path.read_bytes().splitlines(keepends=True)
+            write_atomically(self.path, b"".join(line for line in lines if wanted(line)).decode())
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -17,7 +17,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fwasync.tracking.headlines import full_name, headlines_of, number
+from fwasync.tracking.headlines import duration, full_name, headlines_of, number
+from fwasync.tracking.progress import Progress
 from fwasync.tracking.run import Record
 from fwasync.tracking.views import sparkline
 
@@ -25,6 +26,7 @@ __all__ = ("LiveView",)
 
 _DRAW_EVERY_S = 0.125
 _HISTORY = 512
+_SHOWN = 8
 _COLORS = {"train/loss": "cyan", "rollout/reward": "green", "perf/tokens_per_s": "blue"}
 
 
@@ -48,31 +50,13 @@ class _History:
 
 
 @dataclass(slots=True)
-class _Phase:
-    name: str
-    total: int | None
-    began: float
-    now: float
-    step: int = 0
+class _Phase(Progress):
     values: dict[str, float] = field(default_factory=dict[str, float])
     histories: dict[str, _History] = field(default_factory=dict[str, _History])
 
     def add(self, name: str, value: float) -> None:
         self.values[name] = value
         self.histories.setdefault(name, _History()).add(value)
-
-    @property
-    def done(self) -> bool:
-        return self.total is not None and self.step >= self.total
-
-    @property
-    def fraction(self) -> float:
-        return min(self.step / self.total, 1.0) if self.total else 0.0
-
-    @property
-    def remaining_s(self) -> float | None:
-        fraction = self.fraction
-        return (self.now - self.began) * (1 - fraction) / fraction if fraction else None
 
 
 class LiveView:
@@ -107,8 +91,7 @@ class LiveView:
     def show(self, record: Record) -> None:
         """Show the numbers of a step."""
         phase = self._phase_of(record.phase)
-        phase.step = record.step
-        phase.now = self._clock()
+        phase.reach(record.step, self._clock())
         for name, value in record.metrics.items():
             phase.add(name, value)
         self.tick()
@@ -177,13 +160,13 @@ class LiveView:
         return table
 
     def _times(self, phase: _Phase) -> Text:
-        text = Text(_duration(phase.now - phase.began))
+        text = Text(duration(phase.now - phase.began))
         if not phase.done and phase.remaining_s is not None and self._console.width >= 60:
-            text.append(f" · {_duration(phase.remaining_s)} left", style="dim")
+            text.append(f" · {duration(phase.remaining_s)} left", style="dim")
         return text
 
     def _metrics(self, phase: _Phase) -> Table:
-        shown = headlines_of(phase.values)
+        shown = headlines_of(phase.values)[:_SHOWN]
         values = [number(phase.values[headline.key]) for headline in shown]
         used = 6 + max((len(headline.label) for headline in shown), default=0) + max(map(len, values), default=0)
         width = min(self._console.width - used, 60)
@@ -200,9 +183,3 @@ class LiveView:
 
 def _one_line(text: str) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

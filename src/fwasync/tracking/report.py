@@ -43,7 +43,8 @@ def render_report(
     Args:
         title: The heading of the page.
         summary: Pairs of label and value, shown as cards.
-        records: What was logged. Each headline metric of each phase becomes a curve.
+        records: What was logged. Each metric of each phase becomes a curve: those that everyone looks at first (see
+            `fwasync.tracking.headlines`) are open to view, the others behind a click.
         tables: Shown below the curves.
 
     Returns:
@@ -95,18 +96,24 @@ def _curves(records: Sequence[Record]) -> Iterator[str]:
 def _phase(phase: str, records: Sequence[Record]) -> str:
     """The curves of one phase; empty if there is nothing to draw."""
     own = [record for record in records if record.phase == phase]
-    headlines = headlines_of({name for record in own for name in record.metrics})
-    figures = "".join(_figure(headline, phase, own) for headline in headlines)
-    return f'<h2>{_text(phase)}</h2><div class="curves">{figures}</div>' if figures else ""
+    names = dict.fromkeys(name for record in own for name in record.metrics)
+    headlines = headlines_of(names)
+    others = [Headline(name, name, name) for name in sorted(set(names) - {headline.key for headline in headlines})]
+    first, rest = ("".join(_figure(headline, phase, own) for headline in group) for group in (headlines, others))
+    if not first:
+        first, rest = rest, ""
+    more = f'<details><summary>Other metrics</summary><div class="curves">{rest}</div></details>' if rest else ""
+    return f'<h2>{_text(phase)}</h2><div class="curves">{first}</div>{more}' if first else ""
 
 
 def _figure(headline: Headline, phase: str, records: Sequence[Record]) -> str:
-    points = [(float(r.step), float(r.metrics[headline.key])) for r in records if headline.key in r.metrics]
-    phase = _INVALID.sub("\ufffd", phase)
-    drawing = curve(sorted(points, key=lambda point: point[0]), name=f"{headline.title} in phase {phase}")
+    # A step that was logged again, by a run that went back to a checkpoint, counts as it was the last time.
+    points = {float(r.step): float(r.metrics[headline.key]) for r in records if headline.key in r.metrics}
+    where = _INVALID.sub("\ufffd", f"{headline.title} in phase {phase}")
+    drawing = curve(sorted(points.items()), name=where)
     if not drawing:
         return ""
-    last = f"<span><small>last</small> <b>{_text(number(points[-1][1]))}</b></span>"
+    last = f"<span><small>last</small> <b>{_text(number(points[max(points)]))}</b></span>"
     return f"<figure><figcaption><strong>{_text(headline.title)}</strong>{last}</figcaption>{drawing}</figure>"
 
 

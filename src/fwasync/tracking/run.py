@@ -3,6 +3,9 @@
 Logging puts a line in memory; one task, owned by the run, writes lines in a worker thread. Writing may fail at
 any time (full disk, directory removed). Then nothing that was logged is forgotten: it waits in memory for the
 next attempt, and `log`, `flush` or leaving the run says what is wrong.
+
+A directory is used by one run at a time. One that was interrupted can go on in its directory: what it had logged is
+`records` again, and its recipe forgets what lies behind the checkpoint that it resumes from (`rewind`).
 """
 
 from __future__ import annotations
@@ -10,13 +13,11 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import math
 import operator
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from numbers import Integral
+from contextvars import Token
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, runtime_checkable
@@ -27,7 +28,12 @@ import anyio.to_thread
 from fwasync._background import Background
 from fwasync.errors import ClosedError, RunDirectoryError, UsageError
 from fwasync.tracking.files import LineFile, write_atomically
+from fwasync.tracking.history import changes, read_config, read_metrics
+from fwasync.tracking.lock import DirectoryLock
+from fwasync.tracking.records import Record, is_after, line_of, metric
 from fwasync.tracking.settings import config_json
+from fwasync.tracking.timers import Timings, current_timings
+from fwasync.tracking.wandb import WANDB_FILE, WandB, WandBSettings
 
 __all__ = ("Record", "Run", "Ticking", "View", "open_run")
 
@@ -35,26 +41,9 @@ logger = logging.getLogger(__name__)
 
 _METRICS = "metrics.jsonl"
 _CONFIG = "config.json"
-_OWN_KEYS = frozenset({"time_s", "phase", "step"})
+_OWN_FILES = (_METRICS, _CONFIG, WANDB_FILE)
 _LEAVE_S = 2.0
 _TICK_S = 0.25
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """What was logged at one step.
-
-    Attributes:
-        phase: The part of the run, such as `"sft"` or `"rl"`.
-        step: The step within the phase.
-        time_s: Seconds since the run began.
-        metrics: Values by name; they may be NaN or infinite.
-    """
-
-    phase: str
-    step: int
-    time_s: float
-    metrics: Mapping[str, float]
 
 
 class View(Protocol):
@@ -94,19 +83,34 @@ class Run:
     """One training run and its directory. Made by `open_run`, entered with `async with`.
 
     All methods are to be called on the event loop. Leaving the block, in whatever way, writes what was logged
-    (for at most two seconds) and closes the view. If that fails, a block that ended normally raises
-    `RunDirectoryError`; an exception of the block passes through unchanged, with the failure as a note.
+    (for at most two seconds), lets W&B take it too (for at most 20 s, or 5 s after a failure) and closes the view. If
+    the disk fails, a block that ended normally raises `RunDirectoryError`; an exception of the block passes through
+    unchanged, with the failure as a note. That W&B fails is told, and never raised.
 
     Attributes:
         log_path: The directory.
-        records: Everything that was logged, in order.
+        records: Everything that was logged, in order; in a run that goes on, also what was logged before.
+        timings: The times of this run's timers; see `fwasync.tracking.timers`.
     """
 
-    def __init__(self, log_path: str | Path, *, config: Mapping[str, Any], view: View | None = None) -> None:
+    def __init__(
+        self,
+        log_path: str | Path,
+        *,
+        config: Mapping[str, Any],
+        view: View | None = None,
+        wandb: WandBSettings | None = None,
+        resume: bool = False,
+    ) -> None:
         self.log_path = Path(log_path)
         self.records: list[Record] = []
+        self.timings = Timings()
+        self._timings_token: Token[Timings | None] | None = None
+        self._wandb = WandB(wandb, self._notify) if wandb is not None and wandb.entity else None
         self._config = config
         self._view = view
+        self._resume = resume
+        self._lock = DirectoryLock(self.log_path)
         self._lines = LineFile(self.log_path / _METRICS)
         self._background = Background()
         # A limiter of its own: the last lines of a run must not wait for a free thread behind user's work.
@@ -118,6 +122,11 @@ class Run:
 
     def __repr__(self) -> str:
         return f"<Run {self.log_path} {'open' if self._open else 'not open'}: {len(self.records)} records>"
+
+    @property
+    def wandb_place(self) -> str:
+        """Where the run is at W&B, as a sentence; empty if it is not there, or not yet."""
+        return "" if self._wandb is None else self._wandb.place
 
     # -- what happens in the run -----------------------------------------------------------------
 
@@ -137,10 +146,12 @@ class Run:
             ClosedError: The run is not open.
         """
         self._check_open()
-        values = {name: _number(name, value) for name, value in metrics.items()}
+        values = {name: metric(name, value) for name, value in metrics.items()}
         record = Record(phase, operator.index(step), time.monotonic() - self._began, values)
         self.records.append(record)
-        self._lines.add(_line(record))
+        self._lines.add(line_of(record))
+        if self._wandb is not None:
+            self._wandb.add(record)
         self._wake.set()
         self._tell(lambda view: view.show(record))
         if self._failure is not None:
@@ -185,37 +196,84 @@ class Run:
         """
         self._check_open()
         path = self.log_path / name
-        if Path(name).name != name or name in ("", "..", _METRICS, _CONFIG):
-            raise UsageError(f"{name!r} cannot be written: give a plain file name that is not {_METRICS} or {_CONFIG}")
+        if Path(name).name != name or name in ("", "..", *_OWN_FILES):
+            raise UsageError(f"{name!r} cannot be written: give a plain file name, none of {', '.join(_OWN_FILES)}")
         try:
             await anyio.to_thread.run_sync(write_atomically, path, text, limiter=self._limiter)
         except OSError as error:
             raise RunDirectoryError(f"cannot write {path}: {_reason(error)}") from error
         return path
 
+    async def rewind(self, phase: str, step: int) -> int:
+        """Forget what was logged of a phase after a step, in `records` and on the disk.
+
+        A run that resumes from a checkpoint of that step logs those steps again.
+
+        Returns:
+            How many records were forgotten.
+
+        Raises:
+            RunDirectoryError: The file cannot be written; it is as it was.
+
+        **Cancellation:** they are forgotten, or not, as a whole.
+        """
+        self._check_open()
+        kept = [record for record in self.records if record.phase != phase or record.step <= step]
+        forgotten = len(self.records) - len(kept)
+        if forgotten:
+
+            def keep() -> None:
+                self._lines.keep(lambda line: not is_after(line, phase, step))
+
+            try:
+                await anyio.to_thread.run_sync(keep, limiter=self._limiter)
+            except OSError as error:
+                raise self._cannot_write(error) from error
+            self.records[:] = kept
+        return forgotten
+
     # -- entering and leaving --------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
         config = config_json(self._config)
         try:
-            await anyio.to_thread.run_sync(self._claim, config, limiter=self._limiter)
+            await self._enter(config)
         except OSError as error:
+            self._lock.release()
             raise RunDirectoryError(f"cannot make a run in {self.log_path}: {_reason(error)}") from error
-        self._began = time.monotonic()
-        await self._background.open()
+        except BaseException:
+            self._lock.release()
+            raise
         self._background.start(self._write_on)
         self._background.start(self._tick_on)
+        if self._wandb is not None:
+            self._background.start(self._wandb.serve, json.loads(config))
+        self._timings_token = current_timings.set(self.timings)
         self._open = True
         return self
+
+    async def _enter(self, config: str) -> None:
+        changed = await anyio.to_thread.run_sync(self._claim, config, limiter=self._limiter)
+        before_s = max((record.time_s for record in self.records), default=0.0)
+        self._began = time.monotonic() - before_s
+        if changed:
+            self._notify(f"the run in {self.log_path} was begun with another configuration: {', '.join(changed)}")
+        await self._background.open()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._open = False
-        self._tell(lambda view: view.close())
+        if self._timings_token is not None:
+            with contextlib.suppress(ValueError):  # left in another context than it was entered in
+                current_timings.reset(self._timings_token)
         try:
             failure = await self._write_the_rest()
         finally:
+            if self._wandb is not None:
+                await self._wandb.finish(ok=error is None)
+            self._tell(lambda view: view.close())
+            self._lock.release()
             await self._background.aclose()
         if failure is None:
             return
@@ -225,28 +283,38 @@ class Run:
             logger.error("%s", failure)
             error.add_note(str(failure))
 
-    def _claim(self, config: str) -> None:
-        """Make the directory this run's own. Of two runs at once, one gets it."""
+    def _claim(self, config: str) -> list[str]:
+        """Make the directory this run's own; what has changed since it was begun. Of two runs at once, one gets it."""
         self.log_path.mkdir(parents=True, exist_ok=True)
-        for name in (_METRICS, _CONFIG):
-            if os.path.lexists(self.log_path / name):
-                raise self._taken(name)
-        try:
+        if not self._resume:
+            self._refuse_used()
+        self._lock.acquire()
+        if not self._resume:
+            self._refuse_used()
+        path = self.log_path / _CONFIG
+        changed = list(changes(read_config(path) or json.loads(config), json.loads(config)))
+        new = not os.path.lexists(self._lines.path)
+        if new:
             with self._lines.path.open("xb"):
                 pass
-        except FileExistsError:
-            raise self._taken(_METRICS) from None
         try:
-            write_atomically(self.log_path / _CONFIG, config)
+            self.records += read_metrics(self._lines.path)
+            write_atomically(path, config)
+            if self._wandb is not None:
+                self._wandb.claim(self.log_path)
         except OSError:
-            self._lines.path.unlink(missing_ok=True)
+            if new:
+                self._lines.path.unlink(missing_ok=True)
             raise
+        return changed
 
-    def _taken(self, name: str) -> RunDirectoryError:
-        return RunDirectoryError(
-            f"{self.log_path} already holds a run (it has a {name}); "
-            "choose another log_path, or move or remove that directory first"
-        )
+    def _refuse_used(self) -> None:
+        for name in (_METRICS, _CONFIG):
+            if os.path.lexists(self.log_path / name):
+                raise RunDirectoryError(
+                    f"{self.log_path} already holds a run (it has a {name}); "
+                    "choose another log_path, or move or remove that directory first"
+                )
 
     # -- writing ---------------------------------------------------------------------------------
 
@@ -258,6 +326,7 @@ class Run:
                 await self._drain(sync=False)
 
     async def _drain(self, *, sync: bool) -> None:
+        count = 0 if self._wandb is None else self._wandb.added
         try:
             # A thread that is left behind by a cancellation finishes its lines; the next one waits for it.
             await anyio.to_thread.run_sync(self._lines.drain, sync, abandon_on_cancel=True, limiter=self._limiter)
@@ -265,6 +334,8 @@ class Run:
             self._failure = error
             raise self._cannot_write(error) from error
         self._failure = None
+        if self._wandb is not None:
+            self._wandb.release(count)
 
     async def _write_the_rest(self) -> RunDirectoryError | None:
         with anyio.move_on_after(_LEAVE_S, shield=True):
@@ -301,42 +372,42 @@ class Run:
             with contextlib.suppress(Exception):
                 view.close()
 
+    def _notify(self, text: str) -> None:
+        if self._view is None:
+            logger.warning("%s", text)
+        else:
+            self._tell(lambda view: view.message(text))
+
     def _check_open(self) -> None:
         if not self._open:
             raise ClosedError(f"the run in {self.log_path} is not open; use it inside `async with open_run(...)`")
 
 
-def open_run(log_path: str | Path, *, config: Mapping[str, Any], view: View | None = None) -> Run:
+def open_run(
+    log_path: str | Path,
+    *,
+    config: Mapping[str, Any],
+    view: View | None = None,
+    wandb: WandBSettings | None = None,
+    resume: bool = False,
+) -> Run:
     """Make a run, to be entered with `async with`.
 
-    Entering creates the directory with its parents, and writes `config.json`, with secrets masked.
+    Entering creates the directory with its parents, locks it, and writes `config.json`, with secrets masked.
 
     Args:
-        log_path: A directory that does not hold a run yet.
+        log_path: A directory that does not hold a run yet; with `resume` it may.
         config: Everything that determines the run.
         view: Who watches it; see `fwasync.tracking.views.make_view`. It is closed with the run.
+        wandb: Log to Weights & Biases too, if its `entity` is set; a `fwasync.WandBConfig`.
+        resume: Go on with the run that the directory holds, if it holds one. What differs in the configuration is told
+            to the view, or logged without one.
 
     Raises:
-        RunDirectoryError: On entering: the directory holds a run, or cannot be written.
+        RunDirectoryError: On entering: the directory holds a run, is in use by another one, or cannot be written.
         UsageError: On entering: `config` contains itself.
     """
-    return Run(log_path, config=config, view=view)
-
-
-def _number(name: str, value: Any) -> float:
-    if name in _OWN_KEYS:
-        raise UsageError(f"a metric cannot be named {name!r}: every line has that key already; try 'train/{name}'")
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise UsageError(f"metric {name!r} is {value!r}, which is no number") from error
-    return int(value) if isinstance(value, Integral) else number
-
-
-def _line(record: Record) -> bytes:
-    metrics = {name: value if math.isfinite(value) else None for name, value in record.metrics.items()}
-    head = {"time_s": round(record.time_s, 6), "phase": record.phase, "step": record.step}
-    return json.dumps({**head, **metrics}, allow_nan=False).encode() + b"\n"
+    return Run(log_path, config=config, view=view, wandb=wandb, resume=resume)
 
 
 def _reason(error: OSError) -> str:

@@ -32,6 +32,7 @@ figcaption { display: flex; justify-content: space-between; gap: 12px; padding: 
 figcaption strong { font-weight: 600; }
 figcaption small { color: var(--soft); }
 figcaption b { color: var(--hue); font-weight: 650; font-variant-numeric: tabular-nums; }
+details { margin-top: 12px; } summary { padding: 4px 2px 12px; color: var(--soft); font-size: .92rem; cursor: pointer; }
 footer { margin-top: 14px; color: var(--soft); font-size: .82rem; }
 svg { display: block; width: 100%; height: auto; }
 svg text { font: 12px system-ui, -apple-system, "Segoe UI", Roboto, Arial, sans-serif; fill: var(--soft);

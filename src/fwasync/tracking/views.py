@@ -10,14 +10,15 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import TextIO
 
-from fwasync.tracking.headlines import full_name, headlines_of, number
+from fwasync.tracking.headlines import duration, full_name, headlines_of, number
+from fwasync.tracking.progress import Progress
 from fwasync.tracking.run import Record, View
 
 __all__ = ("PlainView", "make_view", "sparkline")
 
 _BARS = "▁▂▃▄▅▆▇█"
 _LINE_EVERY_S = 1.0
-_OTHERS = 6
+_MOST = 6
 
 
 def make_view(*, title: str, stream: TextIO | None = None) -> View:
@@ -43,7 +44,7 @@ class PlainView:
     """A line of text for a record, at most one a second; the first and the last of each phase always.
 
     ```
-    sft   120/200  train/loss 0.312  tokens/s 10,240
+    sft   120/200  train/loss 0.312  tokens/s 10,240  3:20 left
     ```
     """
 
@@ -51,7 +52,7 @@ class PlainView:
         self._title = title
         self._stream = stream
         self._clock = clock
-        self._totals: dict[str, int] = {}
+        self._phases: dict[str, Progress] = {}
         self._widths: dict[str, int] = {}
         self._gauges: dict[str, float] = {}
         self._skipped: Record | None = None
@@ -61,7 +62,8 @@ class PlainView:
     def begin(self, phase: str, total_steps: int) -> None:
         """Announce a phase."""
         self._write_skipped()
-        self._totals[phase] = total_steps
+        now = self._clock()
+        self._phases[phase] = Progress(phase, total_steps, began=now, now=now)
         self._phase = None
         self._write(f"{self._title}: {phase}, {total_steps:,} steps")
 
@@ -72,7 +74,9 @@ class PlainView:
         if first:
             self._write_skipped()
         self._phase = record.phase
-        if first or now >= self._due or record.step == self._totals.get(record.phase):
+        progress = self._phases.setdefault(record.phase, Progress(record.phase, None, began=now, now=now))
+        progress.reach(record.step, now)
+        if first or now >= self._due or record.step == progress.total:
             self._skipped = None
             self._due = now + _LINE_EVERY_S
             self._write(self._line(record))
@@ -98,15 +102,17 @@ class PlainView:
             self._write(self._line(record))
 
     def _line(self, record: Record) -> str:
-        total = self._totals.get(record.phase)
+        progress = self._phases[record.phase]
+        total, remaining_s = progress.total, progress.remaining_s
         step = str(record.step) if total is None else f"{record.step:>{len(str(total))}}/{total}"
         if headlines_of(record.metrics):
             metrics = {**self._gauges, **record.metrics}
-            shown = [(headline.label, metrics[headline.key]) for headline in headlines_of(metrics)]
+            shown = [(headline.label, metrics[headline.key]) for headline in headlines_of(metrics)[:_MOST]]
         else:
             # A phase with none of the well-known metrics, such as an evaluation, shows what it has.
-            shown = list(record.metrics.items())[:_OTHERS]
+            shown = list(record.metrics.items())[:_MOST]
         cells = [f"{label} {self._aligned(label, value)}" for label, value in shown]
+        cells += [f"{duration(remaining_s)} left"] if remaining_s else []
         return "  ".join([f"{record.phase:<4}", step, *cells])
 
     def _aligned(self, label: str, value: float) -> str:

@@ -10,6 +10,7 @@ from fwasync._http.reading import read
 from fwasync._http.session import Session
 from fwasync._wire import messages
 from fwasync._wire.messages import encode
+from fwasync._wire.paths import cross_job_path, is_path
 from fwasync.errors import ClosedError, UsageError
 from fwasync.training.custom_loss import CustomLoss, require_torch
 from fwasync.training.future import APIFuture
@@ -44,14 +45,13 @@ def resolve_checkpoint_path(name: str, source_job_id: str | None = None) -> str:
     Raises:
         UsageError: The job's id is empty, or `name` is a path already and a job is given too.
     """
-    is_path = name.startswith("/") or "://" in name
     if source_job_id is None:
         return name
     if not source_job_id:
         raise UsageError("source_job_id is empty; pass the id of the trainer job that saved the checkpoint, or None")
-    if is_path:
+    if is_path(name):
         raise UsageError(f"{name!r} is a whole path already; pass it without source_job_id")
-    return f"cross_job://{source_job_id}/{name}"
+    return cross_job_path(source_job_id, name)
 
 
 class AsyncTrainingClient:

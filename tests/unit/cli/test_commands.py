@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -14,8 +12,6 @@ import fwasync
 from fwasync.cli import local_service
 from fwasync.cli.failures import CommandError
 from fwasync.cli.output import print_table, shown
-from fwasync.cli.train_sft import make_config
-from fwasync.errors import UsageError
 
 
 def fwasync_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -27,8 +23,7 @@ def test_version_and_wrong_usage() -> None:
     assert fwasync_cli("--version").stdout == f"fwasync {fwasync.__version__}\n"
     wrong = fwasync_cli("train", "sft", "--colour", "red")
     assert wrong.returncode == 2
-    assert "No such option" in wrong.stderr
-    assert "--colour" in wrong.stderr
+    assert wrong.stderr.startswith("error: --colour: there is no setting 'colour'; ")
 
 
 def test_help_loads_nothing_heavy() -> None:
@@ -59,14 +54,6 @@ def test_ctrl_c_before_the_command_begins() -> None:
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=10)
     assert (process.returncode, err.strip()) == (130, "interrupted")
-
-
-def test_settings_out_of_range_are_told_by_their_options(tmp_path: Path) -> None:
-    settings = {"data": tmp_path, "lora_rank": -1, "learning_rate": 0.0}
-    with pytest.raises(UsageError) as caught:
-        make_config(settings, tmp_path)
-    assert re.search(r"--lora-rank is -1: .*greater than or equal to 0", str(caught.value))
-    assert re.search(r"--learning-rate is 0.0: .*greater than 0", str(caught.value))
 
 
 def test_a_missing_local_service_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

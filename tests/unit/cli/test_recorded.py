@@ -31,7 +31,7 @@ def files(directory: Path) -> set[str]:
 async def test_a_run_leaves_its_files_and_a_report(tmp_path: Path) -> None:
     async with recorded(tmp_path / "run", Config(), title="t", report=report) as run:
         run.log("p", 1, {"x": 1.0})
-    assert files(tmp_path / "run") == {"metrics.jsonl", "config.json", REPORT}
+    assert files(tmp_path / "run") == {".lock", "metrics.jsonl", "config.json", REPORT}
     assert (tmp_path / "run" / REPORT).read_text() == "1 records"
 
 
@@ -78,7 +78,7 @@ async def test_the_run_of_another_is_left_alone(tmp_path: Path) -> None:
             async with recorded(tmp_path, Config(), title="t", report=report):
                 pytest.fail("it was opened twice")
         run.log("p", 1, {"x": 1.0})
-    assert files(tmp_path) == {"metrics.jsonl", "config.json", REPORT}
+    assert files(tmp_path) == {".lock", "metrics.jsonl", "config.json", REPORT}
 
 
 async def test_a_report_that_cannot_be_written_is_a_note(tmp_path: Path) -> None:

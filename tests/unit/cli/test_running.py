@@ -12,6 +12,7 @@ START = """
 import sys, anyio
 from fwasync.cli.running import execute
 from fwasync.errors import UsageError, TransportError
+from fwasync.recipes.stopping import StopRequest
 
 async def good(): print("done")
 async def usage(): raise UsageError("no such thing")
@@ -37,7 +38,15 @@ async def computing():
         print("ready", flush=True)
         time.sleep(60)
     await anyio.to_thread.run_sync(compute, abandon_on_cancel=True)
-execute(globals()[sys.argv[1]], debug="debug" in sys.argv)
+stop = StopRequest()
+async def orderly():
+    print("ready", flush=True)
+    while not stop.requested: await anyio.sleep(0.01)
+    print(f"saved, {stop.reason}", flush=True)
+    if "long" in sys.argv:
+        try: await anyio.sleep_forever()
+        finally: print("tidied up", flush=True)
+execute(globals()[sys.argv[1]], debug="debug" in sys.argv, stop=stop if sys.argv[1] == "orderly" else None)
 """
 
 
@@ -103,3 +112,28 @@ def test_the_second_signal_ends_at_once_what_the_first_could_not() -> None:
         process.wait(timeout=0.3)
     process.send_signal(signal.SIGINT)
     assert finish(process) == (130, "", "")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize(("number", "word"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")])
+def test_a_command_that_can_stop_at_a_good_place_is_asked_to(number: signal.Signals, word: str) -> None:
+    process = start("orderly")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    status, out, err = finish(process)
+    assert (status, out) == (128 + number, f"saved, {word}\n")
+    assert err == f"stopping after the steps in hand; once more to stop now\n{word}\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_asked_once_more_it_is_cancelled() -> None:
+    process = start("orderly", "long")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "saved, interrupted\n"
+    process.send_signal(signal.SIGTERM)
+    status, out, err = finish(process)
+    assert (status, out) == (128 + signal.SIGTERM, "tidied up\n")
+    assert err.endswith("terminated\n")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
 from fwasync.data.chat import ChatTokenizer
-from fwasync.data.jsonl import Chat, Message
-from fwasync.data.template import ChatTemplate, TemplateRefusal
-from fwasync.errors import DatasetError, UsageError
+from fwasync.data.messages import Message
+from fwasync.data.rendering import RenderRefusal, TrainOnWhat, trained_messages
+from fwasync.data.template import ChatTemplate
+from fwasync.errors import UsageError
 from fwasync.local.tokenizer import ASSISTANT_ID, END_ID, USER_ID, save_tokenizer
 
 CHATML = (
@@ -37,8 +39,9 @@ def with_template(directory: Path, source: str) -> ChatTokenizer:
     return ChatTokenizer(Tokenizer.from_file(str(directory / "tokenizer.json")), source, {"eos_token": "<|end|>"})
 
 
-def chat(*turns: tuple[str, str]) -> Chat:
-    return Chat(tuple(Message(role, content) for role, content in turns), 3)
+def supervised(tokenizer: ChatTokenizer, *turns: tuple[str, str]) -> tuple[Any, Any]:
+    messages = [Message(role, content) for role, content in turns]
+    return tokenizer.supervised(messages, trained_messages(messages, TrainOnWhat.ALL_ASSISTANT_MESSAGES))
 
 
 def test_render_is_the_template_in_tokens(tokenizer: ChatTokenizer) -> None:
@@ -69,7 +72,7 @@ def test_a_template_that_edits_content_edits_guarded_text_too(directory: Path) -
 
 
 def test_supervised_weights_the_answer_and_its_end(tokenizer: ChatTokenizer) -> None:
-    tokens, weights = tokenizer.supervised(chat(("system", "s"), ("user", "31"), ("assistant", "13")))
+    tokens, weights = supervised(tokenizer, ("system", "s"), ("user", "31"), ("assistant", "13"))
     assert tokens.dtype == np.int64
     assert weights.dtype == np.float32
     assert tokens.tolist()[-4:] == [ASSISTANT_ID, *b"13", END_ID]
@@ -78,40 +81,54 @@ def test_supervised_weights_the_answer_and_its_end(tokenizer: ChatTokenizer) -> 
 
 def test_supervised_weights_every_answer_of_a_longer_chat(tokenizer: ChatTokenizer) -> None:
     turns = (("user", "a"), ("assistant", "<|end|>"), ("user", "c"), ("assistant", "dd"), ("user", "e"))
-    tokens, weights = tokenizer.supervised(chat(*turns))
+    tokens, weights = supervised(tokenizer, *turns)
     trained = tokens[weights == 1].tolist()
     assert trained == [*b"<|end|>", END_ID, *b"dd", END_ID]
 
 
 def test_white_space_after_the_end_marker_is_not_trained_on(directory: Path) -> None:
-    tokens, weights = with_template(directory, CHATML).supervised(chat(("user", "a"), ("assistant", "b\n")))
+    tokens, weights = supervised(with_template(directory, CHATML), ("user", "a"), ("assistant", "b\n"))
     assert tokens[weights == 1].tolist() == [*b"b", END_ID]
     assert tokens[-1] == ord("\n")
 
 
-def test_a_template_that_rewrites_history_is_refused(directory: Path) -> None:
+def test_a_template_that_rewrites_history_is_refused_with_what_it_writes(directory: Path) -> None:
     source = "{% for m in messages %}{% if loop.last or m.role == 'user' %}{{ m.content }};{% endif %}{% endfor %}"
-    tokenizer = with_template(directory, source)
-    with pytest.raises(DatasetError, match=r"line 3, messages\[1\]: the chat template writes what comes before"):
-        tokenizer.supervised(chat(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")))
+    with pytest.raises(RenderRefusal) as caught:
+        supervised(
+            with_template(directory, source), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")
+        )
+    assert caught.value.field == "messages[1]"
+    assert "writes it differently once more follows: after 'a;' comes 'b;', and then 'c;d;'; split" in str(caught.value)
 
 
-def test_what_the_template_refuses_is_told_with_its_line(directory: Path, tokenizer: ChatTokenizer) -> None:
-    with pytest.raises(TemplateRefusal, match="the chat template refuses it: unknown role bot"):
+def test_an_answer_that_does_not_begin_as_it_is_asked_for_is_refused(directory: Path) -> None:
+    source = "{% for m in messages %}<{{ m.content }}>{% endfor %}{% if add_generation_prompt %}<think>{% endif %}"
+    with pytest.raises(
+        RenderRefusal, match=r"begins an answer differently .* after '<a><' comes 'think>', and then 'b>'; give"
+    ):
+        supervised(with_template(directory, source), ("user", "a"), ("assistant", "b"))
+
+
+def test_what_the_template_refuses_is_told(directory: Path, tokenizer: ChatTokenizer) -> None:
+    with pytest.raises(RenderRefusal, match="the chat template refuses it: unknown role bot"):
         tokenizer.render([Message("bot", "x")])
     source = "{% if messages[0].role == 'assistant' %}{{ raise_exception('users speak first') }}{% endif %}"
-    with pytest.raises(DatasetError, match="line 3, messages: the chat template refuses it: users speak first"):
-        with_template(directory, source).supervised(chat(("assistant", "x")))
+    with pytest.raises(RenderRefusal, match="the chat template refuses it: users speak first"):
+        supervised(with_template(directory, source), ("assistant", "x"))
+    with pytest.raises(RenderRefusal, match="its prompt cannot be rendered: the chat template refuses it: ") as caught:
+        supervised(with_template(directory, "{{ messages[0].content }}"), ("assistant", "x"))
+    assert caught.value.field == "messages[0]"
 
 
 def test_templates_are_run_like_the_usual_ones_and_in_a_sandbox() -> None:
     source = "{%- for m in messages %}\n    {{- bos_token + (m | tojson) }}\n    {% break %}\n{%- endfor %}"
     template = ChatTemplate(source, {"bos_token": "<s>"})
-    assert template.render([{"a": "<é"}, {"a": "b"}], add_generation_prompt=False) == '<s>{"a": "<é"}\n'
+    assert template.render([{"a": "<é"}, {"a": "b"}], add_generation_prompt=False) == ('<s>{"a": "<é"}\n', [])
     nothing = ChatTemplate("{{ tools is none }} {{ documents is none }}", {})
-    assert nothing.render([], add_generation_prompt=True) == "True True"
+    assert nothing.render([], add_generation_prompt=True)[0] == "True True"
     for escape in ("{{ messages.append(1) }}", "{{ ''.__class__.__mro__ }}", "{{ messages[9].x }}"):
-        with pytest.raises(TemplateRefusal):
+        with pytest.raises(RenderRefusal):
             ChatTemplate(escape, {}).render([], add_generation_prompt=False)
     with pytest.raises(UsageError, match="chat template cannot be used: line 1"):
         ChatTemplate("{% if %}", {})
@@ -151,9 +168,11 @@ def test_a_hub_name_is_looked_up_in_the_cache_only(
 ) -> None:
     import huggingface_hub
 
-    with pytest.raises(UsageError, match=r"neither a directory nor in the Hugging Face cache .* hf download no/such"):
+    with pytest.raises(
+        UsageError, match=r"neither a directory \(.*no/such\) nor in the Hugging .* \(.*\); .* hf download no/such"
+    ):
         ChatTokenizer.load("no/such")
-    with pytest.raises(UsageError, match="neither a directory nor"):
+    with pytest.raises(UsageError, match="neither a directory"):
         ChatTokenizer.load("not even: a name")
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda name, file: str(directory / file))
     assert ChatTokenizer.load("some/model").stop_tokens == [END_ID]

@@ -40,7 +40,7 @@ def test_windows_line_ends_a_byte_order_mark_and_no_last_newline(tmp_path: Path)
 
 
 def test_other_keys_of_a_row_are_its_owners(tmp_path: Path) -> None:
-    assert read_chats(write(tmp_path / "a.jsonl", {**GOOD, "id": 7, "source": {"x": []}, "tools": []}))
+    assert read_chats(write(tmp_path / "a.jsonl", {**GOOD, "id": 7, "source": {"x": []}, "tools": None}))
 
 
 @pytest.mark.parametrize(
@@ -59,14 +59,14 @@ def test_other_keys_of_a_row_are_its_owners(tmp_path: Path) -> None:
         (messages(("assistant", "a"), ("bot", "x")), "line 1, messages[1].role: 'bot' is not a role; use system, user"),
         (messages((["user"], "x")), "line 1, messages[0].role: ['user'] is not a role"),
         ({"messages": [{"role": "assistant"}]}, "line 1, messages[0].content: it is missing"),
-        (messages(("assistant", None)), "line 1, messages[0].content: it is null; it must be a string"),
+        (messages(("assistant", None)), "line 1, messages[0].content: the assistant's answer is empty"),
         (messages(("assistant", 3)), "line 1, messages[0].content: it is a number; it must be a string"),
         (messages(("assistant", True)), "line 1, messages[0].content: it is a boolean; it must be a string"),
-        (messages(("assistant", [{"type": "text"}])), "line 1, messages[0].content: it is a list; it must be"),
+        (messages(("assistant", [{"type": "text"}])), "line 1, messages[0].content[0].text: it is null; it must be"),
         (messages(("user", "x"), ("assistant", "")), "line 1, messages[1].content: the assistant's answer is empty"),
         (messages(("user", "x")), "line 1, messages: no message is from the assistant"),
-        ({"messages": [{"role": "assistant", "content": "x", "weight": 0}]}, "line 1, messages[0].weight: a message"),
-        ({**GOOD, "tools": [{"name": "f"}]}, "line 1, tools: rows with tools are not supported"),
+        ({"messages": [{"role": "assistant", "content": "x", "mood": 0}]}, "line 1, messages[0].mood: it is not under"),
+        ({**GOOD, "tools": ["f"]}, "line 1, tools[0]: it is a string; a tool is an object"),
     ],
 )
 def test_a_faulty_row_is_told_with_line_field_and_reason(tmp_path: Path, row: object, told: str) -> None:

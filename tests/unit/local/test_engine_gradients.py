@@ -71,41 +71,61 @@ def test_single_coordinates_agree_too(loss_fn):
         assert measured == pytest.approx(trainer.gradient[index], rel=1e-5, abs=1e-8)
 
 
+CONFIGS = {
+    "cross_entropy": {},
+    "importance_sampling": {"ratio_log_cap": 0.5},
+    "ppo": {"clip_high_threshold": 1.0, "ratio_log_cap": 0.5},
+    "dapo": {"clip_high_threshold": 1.28, "eps_clip_c": 1.5, "ratio_log_cap": 0.5},
+    "gspo": {"seq_ratio_log_cap": 0.05},
+    "cispo": {"ratio_log_cap": 0.5},
+    "dro": {"beta": 0.3},
+}
+
+
+@pytest.mark.parametrize("configured", [False, True])
 @pytest.mark.parametrize("loss_fn", LOSS_NAMES)
-def test_each_loss_gives_its_derivative_by_the_logprob(loss_fn):
+def test_each_loss_gives_its_derivative_by_the_logprob(loss_fn, configured):
     rng = np.random.default_rng(0)
-    loss, settings = resolve_loss(loss_fn, None)
-    logprobs = rng.normal(-2, 0.6, (200, 1))
+    loss, settings = resolve_loss(loss_fn, CONFIGS[loss_fn] if configured else None)
+    logprobs = rng.normal(-2, 0.6, (40, 5, 1))
     inputs = {
         "weights": rng.normal(size=logprobs.shape),
         "logprobs": logprobs + rng.normal(0, 0.4, logprobs.shape),
         "advantages": rng.normal(size=logprobs.shape),
     }
+    inputs["advantages"][rng.random(logprobs.shape) < 0.3] = 0
+    if loss_fn == "gspo":  # its derivative is that of its value where the tokens of a sequence share their advantage
+        inputs["advantages"] = np.where(inputs["advantages"] != 0, rng.normal(size=(40, 1, 1)), 0)
 
-    def value(lp):
+    def values(lp):
         if loss_fn == "cispo":  # the clipped ratio counts as a constant
-            ratio = np.clip(np.exp(logprobs - inputs["logprobs"]), 0, 4)
+            cap = settings["ratio_log_cap"]
+            ratio = np.clip(np.exp(np.clip(logprobs - inputs["logprobs"], -cap, cap)), 0, 4)
             return -ratio * inputs["advantages"] * lp
         return loss.formula(lp, inputs, settings)[0]
 
     computed = loss.formula(logprobs, inputs, settings)
-    measured = (value(logprobs + 1e-6) - value(logprobs - 1e-6)) / 2e-6
-    np.testing.assert_allclose(computed[1], measured, rtol=1e-6, atol=1e-8)
-    np.testing.assert_allclose(computed[0], value(logprobs), rtol=1e-12)
+    assert np.count_nonzero(computed[1]) > 20, "there must be slopes worth comparing"
+    for position in range(logprobs.shape[1]):  # of every sequence at once
+        step = np.zeros_like(logprobs)
+        step[:, position] = 1e-6
+        measured = (values(logprobs + step) - values(logprobs - step)).sum(axis=(1, 2)) / 2e-6
+        np.testing.assert_allclose(computed[1][:, position, 0], measured, rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(computed[0], values(logprobs), rtol=1e-12)
 
 
 def test_losses_have_the_values_of_their_formulas():
-    lp, q = np.array([[-1.0], [-1.0], [-1.0]]), np.array([[-1.0], [-2.0], [-0.5]])
-    advantage = np.array([[2.0], [1.0], [-3.0]])
+    lp, q = np.full((1, 3, 1), -1.0), np.array([[[-1.0], [-2.0], [-0.5]]])
+    advantage = np.array([[[2.0], [1.0], [-3.0]]])
     inputs = {"logprobs": q, "advantages": advantage, "weights": advantage}
     ratio = np.array([1.0, math.e, math.exp(-0.5)])
 
     def values(name, **config):
         loss, settings = resolve_loss(name, config)
         terms, slopes = loss.formula(lp, inputs, settings)
-        return terms[:, 0], slopes[:, 0]
+        return terms[0, :, 0], slopes[0, :, 0]
 
-    a = advantage[:, 0]
+    a = advantage[0, :, 0]
     np.testing.assert_allclose(values("cross_entropy"), (a, -a))
     np.testing.assert_allclose(values("importance_sampling"), (-ratio * a, -ratio * a))
     np.testing.assert_allclose(values("ppo")[0], [-2.0, -1.2, 3 * 0.8])
@@ -113,15 +133,38 @@ def test_losses_have_the_values_of_their_formulas():
     np.testing.assert_allclose(values("ppo", clip_high_threshold=3.0)[0][1], -math.e)
     np.testing.assert_allclose(values("cispo", clip_high_threshold=2.0)[0], [2.0, 2.0, -3 * ratio[2]])
     np.testing.assert_allclose(values("dro")[0], [2.0, 1 + 0.05 * 1.0, -3 + 0.05 * 0.25])
+    np.testing.assert_allclose(values("ppo", clip_high_threshold=9.0, ratio_log_cap=0.25)[0][1], -math.exp(0.25))
+    q[0, 2] = -5.0  # a ratio of e^4
+    np.testing.assert_allclose(values("dapo")[0][2], 3 * math.exp(4))
+    np.testing.assert_allclose(values("dapo", eps_clip_c=3.0), ([-2.0, -1.2, 9.0], [-2.0, 0.0, 0.0]))
+    sequence = math.exp(5 / 3)
+    np.testing.assert_allclose(values("gspo", clip_high_threshold=9.0)[0], -sequence * a)
+    np.testing.assert_allclose(values("gspo"), ([-2.4, -1.2, 3 * sequence], [0, 0, 3 * sequence]))
+    np.testing.assert_allclose(values("gspo", seq_ratio_log_cap=1.0)[0][2], 3 * math.e)
 
 
-def test_padding_and_batch_mates_leave_no_trace():
+def test_a_position_without_an_advantage_has_no_part_in_a_policy_loss():
+    rng = np.random.default_rng(0)
+    lp, q = rng.normal(-2, 0.5, (2, 3, 4, 1))
+    advantages = np.where(rng.random(lp.shape) < 0.5, 1.0, 0.0)
+    for name in set(LOSS_NAMES) - {"cross_entropy"}:
+        loss, settings = resolve_loss(name, None)
+        terms = loss.formula(lp, {"logprobs": q, "advantages": advantages}, settings)
+        elsewhere = np.where(advantages == 0, 7.0, q)
+        others = loss.formula(lp, {"logprobs": elsewhere, "advantages": advantages}, settings)
+        for one, other in zip(terms, others, strict=True):
+            assert (one == other).all()
+            assert (one[advantages == 0] == 0).all()
+
+
+@pytest.mark.parametrize("loss_fn", ["dro", "gspo"])  # with a distance to the sampler, and along whole sequences
+def test_padding_and_batch_mates_leave_no_trace(loss_fn):
     trainer = micro_trainer()
-    batch = ragged_batch("dro")  # its slope is not zero where the inputs are
-    together = trainer.forward_backward(batch, "dro")
+    batch = ragged_batch(loss_fn)
+    together = trainer.forward_backward(batch, loss_fn)
     gradient = trainer.gradient.copy()
     alone = micro_trainer()
-    singles = [alone.forward_backward([example], "dro") for example in batch]
+    singles = [alone.forward_backward([example], loss_fn) for example in batch]
     for output, single in zip(together.outputs, singles, strict=True):
         np.testing.assert_allclose(output["logprobs"], single.outputs[0]["logprobs"], rtol=1e-6)
     np.testing.assert_allclose(gradient, alone.gradient, rtol=1e-9, atol=1e-12)

@@ -173,12 +173,14 @@ def test_policy_losses_take_one_target_a_position():
 @pytest.mark.parametrize(
     ("loss_fn", "config", "message"),
     [
-        ("gspo", None, "unknown loss_fn 'gspo'; this engine has: cross_entropy, importance_sampling"),
+        ("grpo", None, "unknown loss_fn 'grpo'; this engine has: cross_entropy, importance_sampling"),
         ("ppo", {"clip": 1}, "ppo has no setting 'clip'; allowed: clip_low_threshold, clip_high_threshold"),
         ("cross_entropy", {"beta": 1}, "cross_entropy has no setting 'beta'; allowed: none"),
         ("dro", {"beta": float("nan")}, "beta must be a finite number, got nan"),
         ("dro", {"beta": "0.1"}, "beta must be a finite number, got '0.1'"),
         ("ppo", {"clip_low_threshold": 2}, "clip_low_threshold 2.0 is above clip_high_threshold 1.2"),
+        ("gspo", {"seq_ratio_log_cap": -1}, "seq_ratio_log_cap must not be negative, got -1.0"),
+        ("dapo", {"eps_clip_c": 1}, "eps_clip_c must be above 1, got 1.0"),
     ],
 )
 def test_a_bad_loss_or_setting_is_refused(loss_fn, config, message):

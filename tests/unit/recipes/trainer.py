@@ -38,16 +38,23 @@ class Trainer:
         self.log: list[str] = []
         self.batches: list[tuple[str, list[Any]]] = []
         self.adams: list[Any] = []
+        self.forwards: list[list[Any]] = []
 
-    def forward_backward(self, data: Any, loss_fn: str) -> Future:
+    def forward(self, data: Any, loss_fn: str, *, timeout: float) -> Future:
+        self.forwards.append(list(data))
+        return self._submit(f"forward {len(self.forwards)}", self._output(data))
+
+    def forward_backward(self, data: Any, loss_fn: str, *, timeout: float = 0) -> Future:
         self.batches.append((loss_fn, list(data)))
+        return self._submit(f"forward_backward {len(self.batches)}", self._output(data))
+
+    def _output(self, data: Any) -> ForwardBackwardOutput:
         logprobs = [
             {"logprobs": TensorData.from_numpy(np.full(datum.model_input.length, -1, np.float32))} for datum in data
         ]
-        output = ForwardBackwardOutput(loss_fn_output_type="", loss_fn_outputs=logprobs, metrics={})
-        return self._submit(f"forward_backward {len(self.batches)}", output)
+        return ForwardBackwardOutput(loss_fn_output_type="", loss_fn_outputs=logprobs, metrics={"loss:sum": 3.5})
 
-    def optim_step(self, adam: Any) -> Future:
+    def optim_step(self, adam: Any, *, timeout: float = 0) -> Future:
         self.adams.append(adam)
         return self._submit(f"optim_step {len(self.adams)}", OptimStepResponse(metrics={"grad_norm": 2.5}))
 
@@ -56,6 +63,10 @@ class Trainer:
 
     def save_weights_for_sampler(self, name: str) -> Future:
         return self._submit(f"snapshot {name}", SimpleNamespace(path=f"snapshot:{name}"))
+
+    def save_weights_for_sampler_ext(self, name: str, checkpoint_type: str) -> Future:
+        full = f"{name}-0a1b2c3d"
+        return self._submit(f"{checkpoint_type} {name}", SimpleNamespace(path=f"snapshot:{full}", snapshot_name=full))
 
     async def get_info(self) -> Any:
         return SimpleNamespace(model_data=SimpleNamespace(tokenizer_id=str(self.directory)))

@@ -67,15 +67,17 @@ def page(text: str = "plain") -> Page:
     )
 
 
-def test_a_curve_for_each_headline_of_each_phase() -> None:
+def test_a_curve_for_each_metric_of_each_phase_the_known_ones_first() -> None:
     built = page()
     assert [svg["aria-label"] for svg in built.all("svg")] == [
         "Loss in phase sft: from 3 to 0.030 over 100 steps",
         "Tokens per second in phase sft: from 10,001 to 10,100 over 100 steps",
         "Reward in phase rl: from 0.050 to 1 over 20 steps",
+        "odd in phase rl: from 1 to 1 over 20 steps",
         "Loss in phase phase plain: from 1 to 1 over 1 steps",
     ]
     assert len(built.all("figcaption")) == len(built.all("svg"))
+    assert len(built.all("details")) == 1  # of "odd", which nobody looks at first
     assert built.all("html") == [{"lang": "en"}]
     assert "title plain" in built.texts
     assert {"value plain", "column plain", "cell plain"} <= set(built.texts)
@@ -86,7 +88,7 @@ def test_it_loads_nothing_and_runs_nothing() -> None:
     built = page(hostile)
     assert {name for name, _ in built.tags} <= {
         "html", "head", "meta", "link", "title", "style", "body", "main", "header", "section", "footer", "div",
-        "h1", "h2", "dl", "dt", "dd", "figure", "figcaption", "strong", "span", "small", "b",
+        "h1", "h2", "details", "summary", "dl", "dt", "dd", "figure", "figcaption", "strong", "span", "small", "b",
         "svg", "text", "line", "polyline", "circle", "table", "thead", "tbody", "tr", "th", "td",
     }  # fmt: skip
     loaded = [value for _, attributes in built.tags for name, value in attributes.items() if name in ("src", "href")]
@@ -118,6 +120,18 @@ def test_a_metric_that_was_never_finite_has_no_curve() -> None:
         render_report(title="t", summary=[], records=[Record("sft", 1, 0.0, {"train/loss": math.nan})], tables=[])
     )
     assert built.all("figure") == []
+
+
+def test_a_step_that_was_logged_again_counts_once() -> None:
+    logged = [Record("sft", step, 0.0, {"train/loss": loss}) for step, loss in ((1, 3.0), (2, 9.0), (2, 2.0), (3, 1.0))]
+    built = Page(render_report(title="t", summary=[], records=logged, tables=[]))
+    assert [svg["aria-label"] for svg in built.all("svg")] == ["Loss in phase sft: from 3 to 1 over 3 steps"]
+
+
+def test_metrics_that_nobody_knows_are_open_to_view_where_there_are_no_others() -> None:
+    built = Page(render_report(title="t", summary=[], records=[Record("x", 1, 0.0, {"mine/a": 1.0})], tables=[]))
+    assert len(built.all("svg")) == 1
+    assert built.all("details") == []
 
 
 def test_a_ragged_table_is_refused() -> None:

@@ -121,6 +121,7 @@ async def test_texts_replace_each_other(tmp_path: Path) -> None:
         with pytest.raises(RunDirectoryError, match="taken"):
             await run.write_text("taken", "text")
         assert sorted(path.name for path in run.log_path.iterdir()) == [
+            ".lock",
             "config.json",
             "metrics.jsonl",
             "report.html",
@@ -362,6 +363,77 @@ async def test_a_cancelled_flush_leaves_the_run_usable(tmp_path: Path) -> None:
                 await run.flush()
         await run.flush()
         assert steps_of(run) == list(range(20))
+
+
+# -- going on ----------------------------------------------------------------------------------------
+
+
+async def test_a_run_goes_on_where_it_was_left(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with open_run(tmp_path, config={"lr": 1, "infra": {"region": None}}, resume=True) as run:
+        for phase, step in (("sft", 1), ("sft", 2), ("rl", 1), ("sft", 3)):
+            run.log(phase, step, {"train/loss": step, "odd": math.nan})
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"time_s": 3, "pha')
+    view = Watcher()
+    config = {"lr": 2, "infra": {"region": "here"}}
+    async with open_run(tmp_path, config=config, view=view, resume=True) as run:
+        assert [(record.phase, record.step) for record in run.records] == [
+            ("sft", 1),
+            ("sft", 2),
+            ("rl", 1),
+            ("sft", 3),
+        ]
+        assert run.records[0].metrics["train/loss"] == 1
+        assert math.isnan(run.records[0].metrics["odd"])
+        assert await run.rewind("sft", 1) == 2
+        assert await run.rewind("sft", 1) == 0
+        assert [(record.phase, record.step) for record in run.records] == [("sft", 1), ("rl", 1)]
+        run.log("sft", 2, {"train/loss": 7.0})
+        assert run.records[-1].time_s >= run.records[0].time_s
+    lines = lines_of(run)
+    assert [(line["phase"], line["step"], line["train/loss"]) for line in lines] == [
+        ("sft", 1, 1),
+        ("rl", 1, 1),
+        ("sft", 2, 7),
+    ]
+    assert json.loads((tmp_path / "config.json").read_text()) == config
+    told = f'the run in {tmp_path} was begun with another configuration: lr 1 → 2, infra.region null → "here"'
+    assert view.told[0] == ("message", told)
+    assert "torn by a crash" in caplog.text
+
+
+async def test_a_broken_line_is_skipped_and_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    good = b'{"time_s": 1.0, "phase": "sft", "step": 1}\n'
+    (tmp_path / "metrics.jsonl").write_bytes(good + b'what\n[1]\n{"phase": "sft", "step": "x", "time_s": 1}\n' + good)
+    async with open_run(tmp_path, config={}, resume=True) as run:
+        assert [record.step for record in run.records] == [1, 1]
+        await run.rewind("sft", 0)
+    assert (tmp_path / "metrics.jsonl").read_text().splitlines()[:2] == ["what", "[1]"]
+    assert caplog.text.count("is no record and is skipped") == 3
+
+
+async def test_a_rewind_that_cannot_be_written_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, text: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    async with open_run(tmp_path, config={}) as run:
+        run.log("sft", 1, {})
+        with monkeypatch.context() as patch:
+            patch.setattr("fwasync.tracking.files.write_atomically", full)
+            with pytest.raises(RunDirectoryError, match="No space left"):
+                await run.rewind("sft", 0)
+        assert [record.step for record in run.records] == steps_of(run) == [1]
+
+
+@pytest.mark.parametrize("resume", [False, True])
+async def test_a_directory_in_use_is_refused(tmp_path: Path, resume: bool) -> None:
+    async with open_run(tmp_path, config={}):
+        told = rf"in use by process {os.getpid()} on .*, since 20" if resume else "already holds a run"
+        with pytest.raises(RunDirectoryError, match=told):
+            async with open_run(tmp_path, config={}, resume=resume):
+                pass
+    async with open_run(tmp_path, config={}, resume=True):
+        pass
 
 
 _INTERRUPTED = """

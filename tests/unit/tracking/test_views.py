@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from fwasync.tracking.headlines import full_name, number
+from fwasync.tracking.headlines import duration, full_name, number
 from fwasync.tracking.live import LiveView
+from fwasync.tracking.progress import Progress
 from fwasync.tracking.run import Record, Ticking
 from fwasync.tracking.views import PlainView, make_view, sparkline
 
@@ -101,9 +102,9 @@ def test_lines_at_most_every_second_and_the_ends_always() -> None:
     assert out.getvalue().splitlines() == [
         "demo: sft, 120 steps",
         "sft     1/120  train/loss 3.120  tokens/s 10,240",
-        "sft    33/120  train/loss 0.095  tokens/s 10,240",
-        "sft    65/120  train/loss 0.048  tokens/s 10,240",
-        "sft    97/120  train/loss 0.032  tokens/s 10,240",
+        "sft    33/120  train/loss 0.095  tokens/s 10,240  0:02 left",
+        "sft    65/120  train/loss 0.048  tokens/s 10,240  0:01 left",
+        "sft    97/120  train/loss 0.032  tokens/s 10,240  0:00 left",
         "sft   120/120  train/loss 0.026  tokens/s 10,240",
     ]
 
@@ -137,6 +138,54 @@ def test_unknown_metrics_are_shown_where_there_is_nothing_else() -> None:
     view = PlainView(title="demo", stream=out, clock=Clock())
     view.show(Record("eval", 3, 0.0, {"eval/accuracy": 0.75}))
     assert out.getvalue() == "eval  3  eval/accuracy 0.750\n"
+
+
+@pytest.mark.parametrize(
+    ("metrics", "line"),
+    [
+        ({"train/ce_loss": 1.5, "train/ppl": 4.48, "train/tokens_per_sec": 2048}, "ce loss 1.500  tokens/s 2,048"),
+        ({"train/dpo_loss": 0.5, "train/margin": 1.25, "train/accuracy": 0.75}, "dpo loss 0.500  margin 1.250  "),
+        ({"train/orpo_loss": 0.5, "train/log_odds_ratio": -0.25, "train/epoch": 1}, "orpo loss 0.500  log odds -0.250"),
+        ({"rollout/reward": 0.5, "rollout/accuracy": 0.5, "train/mean_kl": 0.125}, "reward 0.500  right 0.500  kl 0.1"),
+    ],
+    ids=["sft", "dpo", "orpo", "rl"],
+)
+def test_each_recipe_of_the_cookbook_shows_what_matters(metrics: dict[str, float], line: str) -> None:
+    out = io.StringIO()
+    view = PlainView(title="demo", stream=out, clock=Clock())
+    view.show(Record("x", 1, 0.0, {"perf/fwd_bwd_time": 0.5, **metrics}))
+    assert line in out.getvalue()
+    assert "perf/fwd_bwd_time" not in out.getvalue()
+
+
+# -- how far it is -----------------------------------------------------------------------------------
+
+
+def test_the_rest_takes_as_long_as_the_steps_so_far() -> None:
+    progress = Progress("sft", 100, began=50.0, now=50.0)
+    assert (progress.remaining_s, progress.fraction, progress.done) == (None, 0.0, False)
+    progress.reach(1, 52.0)
+    progress.reach(25, 100.0)
+    assert (progress.remaining_s, progress.fraction) == (150.0, 0.25)
+    progress.reach(100, 250.0)
+    assert (progress.remaining_s, progress.done) == (None, True)
+
+
+def test_a_run_that_goes_on_counts_its_own_steps_only() -> None:
+    progress = Progress("sft", 100, began=0.0, now=0.0)
+    progress.reach(91, 2.0)
+    assert (progress.remaining_s, progress.fraction) == (18.0, 0.91)
+
+
+def test_without_a_total_nothing_is_foretold() -> None:
+    progress = Progress("eval", None, began=0.0, now=0.0)
+    progress.reach(3, 1.0)
+    assert (progress.remaining_s, progress.fraction, progress.done) == (None, 0.0, False)
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(7.9, "0:07"), (750, "12:30"), (3723, "1:02:03")])
+def test_durations_for_people(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
 
 
 # -- the live view -----------------------------------------------------------------------------------

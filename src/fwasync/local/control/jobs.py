@@ -252,7 +252,7 @@ class JobDesk:
     def bind(self, job_id: str, session_id: str) -> None:
         """Note a session that was made through a job's gateway."""
         record = self.record(job_id)
-        record.sessions.append(session_id)
+        record.sessions = [*record.sessions, session_id]
         self._shelves.jobs.put(record)
 
     def check_base_model(self, job_id: str, name: str) -> None:
@@ -265,3 +265,22 @@ class JobDesk:
         trained = engine_name((config and config.base_model) or "")
         if name != trained:
             raise Refused(400, f"trainer job {job_id} trains {trained}, and base_model is {name}")
+
+    def check_rank(self, job_id: str, rank: int) -> None:
+        """Check that a job trains adapters of a rank; 0 is no adapter, but all parameters.
+
+        A job's own rank is the largest that it has room for, as several models may share it.
+
+        Raises:
+            Refused: It does not.
+        """
+        config = self.record(job_id).resource.training_config
+        most = (config and config.lora_rank) or 0
+        if rank == most or 0 < rank < most:
+            return
+        trains = f"LoRA adapters of a rank up to {most}" if most else "all parameters"
+        raise Refused(400, f"trainer job {job_id} trains {trains} (trainingConfig.loraRank), and rank is {rank}")
+
+    def is_forward_only(self, job_id: str) -> bool:
+        """Whether a job's models are never trained."""
+        return bool(self.record(job_id).resource.forward_only)

@@ -17,7 +17,8 @@ class JobRecord(Record, kw_only=True):
     """A trainer job.
 
     `resource.state` is the state that was entered at `since`; CREATING means that it has been starting since then.
-    `sessions` are those that were made through its gateway.
+    `sessions` are those that were made through its gateway; the list is never changed but replaced, so that any thread
+    may read it.
     """
 
     resource: TrainerJob

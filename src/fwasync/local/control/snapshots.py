@@ -37,13 +37,24 @@ class Snapshots:
         self._shelves = shelves
 
     def sessions(self, job_ids: Iterable[str]) -> frozenset[str]:
-        """The sessions of some jobs; to be asked for on the event loop's thread."""
+        """The sessions of some jobs; may be asked for on any thread."""
         found = (self._shelves.jobs.find(job_id) for job_id in job_ids)
-        return frozenset(session for record in found if record is not None for session in record.sessions)
+        return frozenset(session for record in found if record is not None for session in tuple(record.sessions))
 
     def saved(self, sessions: Collection[str]) -> list[Saved]:
         """All checkpoints and snapshots of some sessions, oldest first."""
         return [entry for entry in reversed(self._store.saved()) if entry.path.model_id.partition(":")[0] in sessions]
+
+    def checkpoint_names(self, job_id: str) -> list[str]:
+        """The names of what a job's trainer can resume from, oldest first."""
+        return list(dict.fromkeys(path.name for path in self._checkpoints(job_id)))
+
+    def checkpoint(self, job_id: str, name: str) -> WeightsPath | None:
+        """The newest checkpoint of that name that a job's trainer can resume from."""
+        return next((path for path in reversed(self._checkpoints(job_id)) if path.name == name), None)
+
+    def _checkpoints(self, job_id: str) -> list[WeightsPath]:
+        return [entry.path for entry in self.saved(self.sessions([job_id])) if entry.path.kind == "weights"]
 
     def find(self, sessions: Collection[str], identity: str) -> Snapshot | None:
         """The newest snapshot of that name or path."""

@@ -188,8 +188,10 @@ class NumpyTrainer:
             for block in micro_batches(examples):
                 tape = self._transformer.forward(self._weights, block.tokens)
                 logprobs, head = self._transformer.target_logprobs(self._weights, tape, block.targets)
-                losses, slopes = loss.formula(logprobs, block.fields, settings)
-                losses, slopes = losses * block.valid, slopes * block.valid
+                rows = (*block.tokens.shape, -1)
+                fields = {name: values.reshape(rows) for name, values in block.fields.items()}
+                terms = loss.formula(logprobs.reshape(rows), fields, settings)
+                losses, slopes = (term.reshape(logprobs.shape) * block.valid for term in terms)
                 _check_finite(block, logprobs, losses, slopes)
                 total += float(losses.sum(dtype=np.float64))
                 _collect(outputs, examples, block, "logprobs", logprobs)

@@ -1,0 +1,172 @@
+"""What turns chats into tokens, and which of their messages are trained on.
+
+A renderer is any object with the two methods of `Renderer`. The model's own chat template is one (`ChatTokenizer`), and
+it is the one that is used unless another is named.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from enum import StrEnum
+from typing import Any, Protocol, Self, TypeVar, cast, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from fwasync.data.messages import Message
+from fwasync.errors import UsageError
+
+__all__ = ("RenderRefusal", "Renderer", "TrainOnWhat", "resolve_renderer", "split_answers", "trained_messages")
+
+T = TypeVar("T")
+
+
+class RenderRefusal(UsageError):
+    """These messages cannot be rendered.
+
+    Attributes:
+        field: Which of them, such as `messages[2]`.
+    """
+
+    def __init__(self, message: str, *, field: str = "messages") -> None:
+        super().__init__(message)
+        self.field = field
+
+
+@runtime_checkable
+class Renderer(Protocol):
+    """What is asked of a renderer.
+
+    Both methods block while they compute, and are called in worker threads, one call at a time.
+    """
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = False,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> Sequence[int]:
+        """The tokens of a conversation, at its end with what invites the assistant to speak if that is wanted.
+
+        Raises:
+            RenderRefusal: It cannot be rendered.
+        """
+        ...
+
+    def supervised(
+        self, messages: Sequence[Message], trained: Collection[int], *, tools: Sequence[Mapping[str, Any]] = ()
+    ) -> tuple[Sequence[int] | npt.NDArray[np.integer[Any]], Sequence[float] | npt.NDArray[np.floating[Any]]]:
+        """The tokens of a conversation, and as many weights: 1 where what these messages say is trained on, else 0.
+
+        Args:
+            messages: The conversation.
+            trained: The indices of messages of the assistant.
+            tools: What the assistant may call.
+
+        Raises:
+            RenderRefusal: It cannot be rendered, or the weights cannot be told.
+        """
+        ...
+
+
+class TrainOnWhat(StrEnum):
+    """Which tokens of a chat are trained on.
+
+    A turn of the assistant is all that it says between two messages of the user, tools answering in between; so all of
+    its turns are all of its messages.
+    """
+
+    LAST_ASSISTANT_MESSAGE = "last_assistant_message"
+    LAST_ASSISTANT_TURN = "last_assistant_turn"
+    ALL_ASSISTANT_MESSAGES = "all_assistant_messages"
+    ALL_TOKENS = "all_tokens"
+    CUSTOMIZED = "customized"
+    """The assistant's messages, but for those whose `trainable` is false or whose `weight` is 0."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """By name, in capitals or not; `all_assistant_turns` is `all_assistant_messages`.
+
+        Raises:
+            UsageError: There is no such one.
+        """
+        name = text.strip().lower().replace("-", "_").replace("all_assistant_turns", "all_assistant_messages")
+        try:
+            return cls(name)
+        except ValueError:
+            raise UsageError(f"train_on_what is {text!r}; it must be one of {', '.join(cls)}") from None
+
+
+def trained_messages(messages: Sequence[Message], what: TrainOnWhat) -> list[int]:
+    """The indices of the assistant's messages that are trained on, in order; all of them for `ALL_TOKENS`.
+
+    Raises:
+        RenderRefusal: There are none, or messages say that they are trainable where nobody asks them.
+    """
+    answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
+    for index, message in enumerate(messages):
+        if message.trainable is not None and what is not TrainOnWhat.CUSTOMIZED:
+            reason = f"it says whether it is trained on, but train_on_what is {what.value!r}; use 'customized'"
+            raise RenderRefusal(reason, field=f"messages[{index}]")
+        if message.trainable and message.role != "assistant":
+            raise RenderRefusal("only messages of the assistant can be trained on", field=f"messages[{index}]")
+    match what:
+        case TrainOnWhat.LAST_ASSISTANT_MESSAGE:
+            answers = answers[-1:]
+        case TrainOnWhat.LAST_ASSISTANT_TURN:
+            asked = [index for index, message in enumerate(messages) if message.role == "user"]
+            start = max((index for index in asked if answers and index < answers[-1]), default=-1)
+            answers = [index for index in answers if index > start]
+        case TrainOnWhat.CUSTOMIZED:
+            answers = [index for index in answers if messages[index].trainable is not False]
+        case _:
+            pass
+    if not answers:
+        raise RenderRefusal("no message of the assistant is to be trained on")
+    return answers
+
+
+def split_answers(messages: Sequence[Message], trained: Sequence[int]) -> list[tuple[Sequence[Message], list[int]]]:
+    """One conversation for each message that is trained on, ending with it: what is said later never touches it.
+
+    For templates that write an answer differently once the conversation goes on, such as those that drop the thinking
+    of earlier turns: each answer is trained on once, after exactly what the model is shown when it gives it.
+    """
+    return [(messages[: index + 1], [index]) for index in trained]
+
+
+def resolve_renderer(choice: Renderer | str | None, tokenizer: T) -> Renderer | T:
+    """The renderer that is meant.
+
+    Args:
+        choice: A renderer; or `"module:attribute"`, which names a function or class that is called with the tokenizer
+            and gives one; or `None`, for the tokenizer's own chat template.
+        tokenizer: The model's.
+
+    Raises:
+        UsageError: It names nothing, or what it gives is no renderer.
+    """
+    if choice is None:
+        return tokenizer
+    if not isinstance(choice, str):
+        return _checked(choice, "the renderer")
+    module, colon, attribute = choice.partition(":")
+    if not (module and colon and attribute):
+        raise UsageError(
+            f"renderer {choice!r} must look like 'module:attribute', or be left out for the model's own chat template"
+        )
+    try:
+        make = cast("Callable[[T], object]", getattr(importlib.import_module(module), attribute))
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"renderer {choice!r} cannot be imported: {error}") from error
+    if not callable(make):
+        raise UsageError(f"renderer {choice!r} must be a function or class that takes a tokenizer and gives a renderer")
+    return _checked(make(tokenizer), f"what {choice!r} gives")
+
+
+def _checked(renderer: object, what: str) -> Renderer:
+    if isinstance(renderer, Renderer) and not isinstance(renderer, type):
+        return renderer
+    raise UsageError(f"{what} is a {type(renderer).__name__}, without the methods render and supervised of a renderer")

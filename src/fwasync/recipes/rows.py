@@ -1,0 +1,103 @@
+"""The chats of a file as rows to train on, with an exact account of those that are not.
+
+This is the one place where recipes on chats meet `fwasync.data`.
+
+Invariants
+    * Rows keep their places: the n-th row here is the n-th chat of the file, or `None` if it is left out.
+    * Every row that is left out is in the account, with its line and the reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fwasync.data.chat import ChatTokenizer
+from fwasync.data.jsonl import Chat, Problem
+from fwasync.data.supervised import Row, tokenize
+from fwasync.errors import DatasetError
+
+__all__ = ("TrainingRows", "render")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRows:
+    """What a file came to.
+
+    Attributes:
+        path: The file.
+        rows: A row for each chat, in order; `None` for one that is left out.
+        lines: The line of each chat.
+        dropped: Those that are left out: line and reason.
+    """
+
+    path: Path
+    rows: tuple[Row | None, ...]
+    lines: tuple[int, ...]
+    dropped: tuple[Problem, ...] = ()
+
+    @property
+    def usable(self) -> list[bool]:
+        """For each row whether it can be trained on."""
+        return [row is not None for row in self.rows]
+
+    def chosen(self, indices: Sequence[int]) -> list[Row]:
+        """Rows by their indices; those that are left out are passed by."""
+        return [row for row in (self.rows[index] for index in indices) if row is not None]
+
+    def limited(self, max_seq_len: int) -> TrainingRows:
+        """Leave out the rows that have more tokens.
+
+        Raises:
+            DatasetError: Then nothing is left.
+        """
+        fits = [row is not None and len(row.tokens) <= max_seq_len for row in self.rows]
+        if not any(fits):
+            raise DatasetError(
+                f"{self.path}: all {len(self.rows)} rows are longer than {max_seq_len} tokens; nothing is left"
+            )
+        dropped = [
+            Problem(line, "", f"{len(row.tokens)} tokens are more than {max_seq_len}")
+            for row, line, fit in zip(self.rows, self.lines, fits, strict=True)
+            if row is not None and not fit
+        ]
+        rows = tuple(row if fit else None for row, fit in zip(self.rows, fits, strict=True))
+        return TrainingRows(self.path, rows, self.lines, (*self.dropped, *dropped))
+
+    def split(self, others: Sequence[int]) -> tuple[TrainingRows, TrainingRows]:
+        """The rows without some, and those."""
+        apart = set(others)
+        parts: list[TrainingRows] = []
+        for wanted in (False, True):
+            own = [index for index in range(len(self.rows)) if (index in apart) is wanted]
+            lines = tuple(self.lines[index] for index in own)
+            dropped = tuple(problem for problem in self.dropped if problem.line in lines)
+            parts.append(TrainingRows(self.path, tuple(self.rows[index] for index in own), lines, dropped))
+        return parts[0], parts[1]
+
+    def digest(self) -> str:
+        """Stands for all tokens and weights in their order: a cursor means something for these rows only."""
+        state = hashlib.blake2b(digest_size=8)
+        for row in self.rows:
+            state.update(b"|" if row is None else row.tokens.tobytes() + row.weights.tobytes() + b"/")
+        return state.hexdigest()
+
+    def describe_dropped(self) -> str:
+        """One sentence on the rows that are left out; empty if there are none."""
+        if not self.dropped:
+            return ""
+        told = "; ".join(map(str, self.dropped[:5])) + ("; …" if len(self.dropped) > 5 else "")
+        return f"{len(self.dropped)} of {len(self.rows)} rows are left out: {told}"
+
+
+def render(path: str | Path, chats: Sequence[Chat], tokenizer: ChatTokenizer) -> TrainingRows:
+    """Tokenize the chats of a file. This computes for a while: on an event loop, call it in a worker thread.
+
+    Raises:
+        DatasetError: The chat template refuses rows.
+    """
+    found = tokenize(path, chats, tokenizer, max_seq_len=sys.maxsize)
+    return TrainingRows(Path(path), found.rows, tuple(chat.line for chat in chats))

@@ -1,0 +1,234 @@
+"""Where a recipe trains: `Where` says it, `Where.open` brings up what is needed, `Trainers` is what is up.
+
+There are two ways, told apart by the configuration alone:
+
+* `infra.training_shape_id` is set: the **control plane** is asked for a trainer job (a second one for the reference, if
+  there is a shape for it, and a deployment, if one is configured). They are there inside of the block and removed after
+  it. Checkpoints have paths that any trainer job of the account can load, and snapshots can be promoted.
+* else a **service that runs** already and speaks the Tinker training API is used as it is.
+
+Every recipe opens its trainers by this:
+
+```python
+async with where.open(config, start=resume.path if resume else None, reference=True) as trainers:
+    trainers.policy.forward_backward(...)
+    trainers.reference.forward(...)
+```
+
+**The reference** is a trainer of its own where `infra.ref_training_shape_id` is set, and else the frozen base model on
+the policy's service, in the policy's session (`create_base_training_client`); a recipe does not see the difference.
+
+**Samplers.** A recipe that samples passes its `DeployConfig` as `deploy`. On the control plane `trainers.deployment` is
+then the deployment that takes the policy's snapshots: `AsyncDeploymentSampler` samples from it, and an
+`AsyncWeightSyncer` on `trainers.policy` and an `AsyncHotLoadManager` brings it new weights. On a service that runs
+there is no deployment: `trainers.service.create_sampling_client(model_path=...)` samples from a snapshot's path. What
+hides that difference from a recipe (sample these prompts, publish these weights) belongs beside this module and is
+built from a `Trainers`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+
+from fwasync import (
+    AsyncDeploymentManager,
+    AsyncFireworksClient,
+    AsyncServiceClient,
+    AsyncTrainerJobManager,
+    AsyncTrainingClient,
+    DeployConfig,
+    provision,
+)
+from fwasync.checkpoints.promotion import Promoter
+from fwasync.config.launch import Progress
+from fwasync.control.resources import DeploymentInfo
+from fwasync.errors import UsageError
+from fwasync.recipes.config import RecipeConfig
+
+__all__ = ("Trainers", "Where")
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Trainers:
+    """What is up.
+
+    Attributes:
+        service: The policy's service.
+        policy: The model that is trained.
+        reference: The frozen reference, if one was asked for.
+        deployment: The deployment that takes the policy's snapshots, if one was asked for on the control plane.
+        job_id: The policy's trainer job; `None` on a service that runs.
+        promoter: Makes models of snapshots, where there is a control plane.
+        max_context_length: Of the policy in tokens, if the control plane says so.
+    """
+
+    service: AsyncServiceClient
+    policy: AsyncTrainingClient
+    reference: AsyncTrainingClient | None = None
+    deployment: DeploymentInfo | None = None
+    job_id: str | None = None
+    promoter: Promoter | None = None
+    max_context_length: int | None = None
+
+    async def max_seq_len(self, config: RecipeConfig) -> int:
+        """The longest row that is trained on, in tokens: as configured, else as the service tells.
+
+        Raises:
+            UsageError: Nobody tells.
+
+        **Cancellation:** nothing remains.
+        """
+        if config.max_seq_len is not None:
+            return config.max_seq_len
+        if self.max_context_length is not None:
+            return self.max_context_length
+        name = self.policy.base_model or config.base_model
+        models = (await self.service.get_server_capabilities()).supported_models
+        length = {model.model_name: model.max_context_length for model in models}.get(name)
+        if length is None:
+            raise UsageError(f"the service does not tell the context length of {name}; set max_seq_len")
+        return length
+
+    async def tokenizer_name(self, config: RecipeConfig) -> str:
+        """The policy's tokenizer: as configured, else as the service names it, else the base model's name.
+
+        **Cancellation:** nothing remains.
+        """
+        if config.tokenizer_model:
+            return config.tokenizer_model
+        return (await self.policy.get_info()).model_data.tokenizer_id or config.base_model
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """Where to train. Nothing given is the environment's service.
+
+    Attributes:
+        base_url: The control plane, if the configuration names a training shape; else the trainer service. Unset: the
+            environment's, as for `AsyncFireworksClient` and `AsyncServiceClient`.
+        api_key: Its key. Unset: the environment's.
+        service: Or: an open client of a trainer service, which stays open.
+        trainers: Or: what is up already, to go on with as it is; then nothing is resumed.
+    """
+
+    base_url: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+    service: AsyncServiceClient | None = None
+    trainers: Trainers | None = None
+
+    @asynccontextmanager
+    async def open(
+        self,
+        config: RecipeConfig,
+        *,
+        start: str | None = None,
+        reference: bool = False,
+        deploy: DeployConfig | None = None,
+        tell: Tell | None = None,
+    ) -> AsyncGenerator[Trainers]:
+        """Bring up what a recipe needs, for the time of the block.
+
+        Args:
+            config: The recipe's configuration.
+            start: A checkpoint from which weights and optimizer of the policy begin.
+            reference: Whether a frozen reference is needed.
+            deploy: The deployment that samples, where there is a control plane.
+            tell: Told what is waited for.
+
+        Raises:
+            UsageError: URL or key are missing, or the reference has no place.
+            ProvisioningError: A trainer or deployment did not come up; on leaving: could not be removed.
+            OperationFailedError, BadRequestError: The service does not have the model or the checkpoint.
+            ServiceError, TransportError: As for any request.
+
+        **Cancellation:** what was created is removed before the cancellation goes on, within about a minute.
+        """
+        if self.trainers is not None:
+            yield self.trainers
+            return
+        async with AsyncExitStack() as stack:
+            if config.infra.training_shape_id is not None:
+                trainers = await self._launched(stack, config, start, reference, deploy, tell)
+            else:
+                trainers = await self._connected(stack, config, start, reference)
+            yield trainers
+
+    async def _connected(
+        self, stack: AsyncExitStack, config: RecipeConfig, start: str | None, reference: bool
+    ) -> Trainers:
+        service = self.service
+        if service is None:
+            service = await stack.enter_async_context(AsyncServiceClient(self.base_url, self.api_key))
+        policy = await stack.enter_async_context(_policy(service, config, start))
+        frozen = None
+        if reference:
+            frozen = await stack.enter_async_context(service.create_base_training_client(config.base_model))
+        return Trainers(service, policy, frozen)
+
+    async def _launched(
+        self,
+        stack: AsyncExitStack,
+        config: RecipeConfig,
+        start: str | None,
+        reference: bool,
+        deploy: DeployConfig | None,
+        tell: Tell | None,
+    ) -> Trainers:
+        if self.service is not None:
+            raise UsageError("infra names a training shape, which asks the control plane for a trainer: give base_url")
+        infra = config.infra
+        if reference and infra.ref_training_shape_id is None and config.lora_rank == 0:
+            raise UsageError(
+                "the reference needs a trainer of its own where all parameters are trained: set "
+                "infra.ref_training_shape_id"
+            )
+        if not reference:
+            infra = infra.model_copy(update={"ref_training_shape_id": None})
+        fireworks = await stack.enter_async_context(AsyncFireworksClient(self.base_url, self.api_key))
+        up = await stack.enter_async_context(
+            provision(
+                AsyncTrainerJobManager(fireworks),
+                AsyncDeploymentManager(fireworks),
+                infra=infra,
+                base_model=config.base_model,
+                lora_rank=config.lora_rank,
+                deploy=deploy,
+                on_progress=None if tell is None else _Changes(tell),
+            )
+        )
+        service = await stack.enter_async_context(AsyncServiceClient(up.policy.base_url, self.api_key))
+        policy = await stack.enter_async_context(_policy(service, config, start))
+        frozen = None
+        if up.reference is not None:
+            other = await stack.enter_async_context(AsyncServiceClient(up.reference.base_url, self.api_key))
+            frozen = await stack.enter_async_context(other.create_training_client(config.base_model, lora_rank=0))
+        elif reference:
+            frozen = await stack.enter_async_context(service.create_base_training_client(config.base_model))
+        return Trainers(
+            service, policy, frozen, up.deployment, up.policy.job_id, fireworks, up.policy.max_context_length
+        )
+
+
+def _policy(service: AsyncServiceClient, config: RecipeConfig, start: str | None) -> AsyncTrainingClient:
+    if start is None:
+        return service.create_training_client(config.base_model, config.lora_rank, seed=config.seed)
+    return service.create_training_client_from_state_with_optimizer(
+        start, base_model=config.base_model, lora_rank=config.lora_rank
+    )
+
+
+class _Changes:
+    """Tells of a resource that is waited for when its state changes."""
+
+    def __init__(self, tell: Tell) -> None:
+        self._tell = tell
+        self._last: dict[str, str] = {}
+
+    def __call__(self, progress: Progress) -> None:
+        if self._last.get(progress.resource) != progress.state:
+            self._last[progress.resource] = progress.state
+            self._tell(f"{progress.resource}: {progress.state} {progress.message}".rstrip())

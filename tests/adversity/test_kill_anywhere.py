@@ -1,0 +1,148 @@
+"""Kill the client, the trainer service, or both, at any moment and again: the run ends as if nothing had been.
+
+Moments are counted, not timed: by requests, by lines and syncs of files, by operations that took effect.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from fwasync.testing import Fault, FaultPlan, Kill, ScriptedService, blocking_local_service
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="kill -9 and fork")
+
+STEPS = 8
+MORTAL = Path(__file__).parents[1] / "support" / "mortal_sft.py"
+# Two passes of 23 rows, of which one is too long: four batches of six, and a cursor that counts it.
+ROWS = [("x" * 90 if row == 7 else str(row), str(row * 7 % 10)) for row in range(23)]
+
+
+class Runs:
+    """One service and one process that forks runs on it."""
+
+    def __init__(self, service: ScriptedService, directory: Path) -> None:
+        self.service = service
+        self.directory = directory
+        self.data = directory / "data.jsonl"
+        messages = [[{"role": "user", "content": a}, {"role": "assistant", "content": b}] for a, b in ROWS]
+        self.data.write_text("".join(json.dumps({"messages": row}) + "\n" for row in messages))
+        self.process = subprocess.Popen(
+            [sys.executable, str(MORTAL)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        self.count = 0
+
+    def new(self) -> Path:
+        self.count += 1
+        return self.directory / f"run-{self.count}"
+
+    def train(self, log_path: Path, dies: tuple[str, int] | None = None) -> int:
+        config = {
+            "log_path": str(log_path),
+            "dataset": str(self.data),
+            "base_model": "fwasync/qwen3-tiny",
+            "learning_rate": 3e-3,
+            "lr_scheduler": {"type": "cosine", "warmup_steps": 2},
+            "grad_clip_norm": 1.0,
+            "batch_size": 6,
+            "epochs": 2,
+            "max_seq_len": 64,
+            "dcp_save_interval": 2,
+            "pipeline_depth": 3,
+        }
+        order = {"base_url": self.service.base_url, "api_key": self.service.api_key, "config": config, "dies": dies}
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(order) + "\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+    def close(self) -> None:
+        self.process.communicate()
+
+    def outcome(self, log_path: Path) -> Any:
+        """What counts: the last weights with their optimizer, every step's numbers, and the cursor."""
+        entries = [json.loads(line) for line in (log_path / "checkpoints.jsonl").read_text().splitlines()]
+        model_id, _, name = entries[-1]["state_path"].removeprefix("tinker://").partition("/weights/")
+        directory = self.service.data_dir / "weights" / model_id.replace(":", "~") / name
+        weights = {file.name: file.read_bytes() for file in directory.iterdir() if file.name != "notes.json"}
+        times = ("time_s", "train/step_time_sec", "train/tokens_per_sec")
+        steps = [
+            {key: value for key, value in json.loads(line).items() if key not in times}
+            for line in (log_path / "metrics.jsonl").read_text().splitlines()
+        ]
+        return weights, steps, (entries[-1]["step"], entries[-1]["data_consumed"])
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    with blocking_local_service(data_dir=tmp_path_factory.mktemp("service")) as service:
+        running = Runs(service, tmp_path_factory.mktemp("runs"))
+        yield running
+        running.close()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(runs: Runs) -> Any:
+    log_path = runs.new()
+    assert runs.train(log_path) == 0
+    weights, steps, end = runs.outcome(log_path)
+    assert end == (STEPS, 2 * len(ROWS))
+    assert [step["step"] for step in steps] == list(range(1, STEPS + 1))
+    assert weights
+    return weights, steps, end
+
+
+CLIENT = st.tuples(st.just("client"), st.sampled_from(("before", "after")), st.integers(1, 24)) | st.tuples(
+    st.just("client"), st.sampled_from(("torn", "unsynced")), st.integers(1, 5)
+)
+SERVICE = (
+    st.tuples(st.just("service"), st.sampled_from(("forward_backward", "optim_step")), st.integers(1, STEPS))
+    | st.tuples(st.just("service"), st.just("save_weights"), st.integers(1, 4))
+    | st.tuples(st.just("service"), st.sampled_from(("create_model", "save_weights_for_sampler")), st.just(1))
+)
+DEATHS = st.lists(CLIENT | SERVICE | st.tuples(CLIENT, SERVICE), min_size=1, max_size=3)
+
+
+@given(deaths=DEATHS)
+@example(deaths=[("client", "after", 8), ("service", "load_weights", 1), ("client", "torn", 1)])
+@example(deaths=[(("client", "before", 14), ("service", "save_weights", 2)), ("client", "unsynced", 4)])
+@example(deaths=[("service", "save_weights_for_sampler", 1)])
+@settings(max_examples=9, derandomize=True, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_run_that_is_killed_ends_as_if_it_had_not_been(deaths: list[Any], runs: Runs, undisturbed: Any) -> None:
+    log_path = runs.new()
+    for death in deaths:
+        parts = [death] if isinstance(death[0], str) else death
+        dies = next(((when, number) for who, when, number in parts if who == "client"), None)
+        faults = [Fault(Kill(), route, nth=number) for who, route, number in parts if who == "service"]
+        runs.service.set_faults(FaultPlan(faults))
+        assert runs.train(log_path, dies) in (0, 1, -signal.SIGKILL)
+        if faults:
+            runs.service.kill()
+            runs.service.restart()
+    assert runs.train(log_path) == 0
+    assert runs.outcome(log_path) == undisturbed
+
+
+def test_the_moments_come(runs: Runs, undisturbed: Any) -> None:
+    """Otherwise the test above would prove nothing."""
+    for when, most in (("before", 24), ("after", 24), ("torn", 4), ("unsynced", 4)):
+        assert runs.train(runs.new(), (when, most)) == -signal.SIGKILL, when
+    for route, nth in (("optim_step", STEPS), ("save_weights", 4), ("save_weights_for_sampler", 1)):
+        runs.service.set_faults(FaultPlan([Fault(Kill(), route, nth=nth)]))
+        assert runs.train(runs.new()) == 1
+        runs.service.restart()

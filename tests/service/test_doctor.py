@@ -1,0 +1,142 @@
+"""`fwasync doctor`, on a service that is well, and on everything that is not."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from fwasync.cli import doctor
+from fwasync.cli.doctor import Patient, run_doctor
+from fwasync.cli.failures import CommandError, exit_status
+
+Verdicts = dict[str, tuple[str, str]]
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_configured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in [name for name in os.environ if name.startswith(("FWASYNC_", "TINKER_", "FIREWORKS_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def found(capsys: pytest.CaptureFixture[str]) -> Callable[[], Verdicts]:
+    def found() -> Verdicts:
+        lines = re.findall(r"^(ok|FAIL|skip) +(\w[\w ]*?)  +(.*)$", capsys.readouterr().out, re.M)
+        return {what: (verdict, told) for verdict, what, told in lines}
+
+    return found
+
+
+async def test_all_is_well(service, found: Callable[[], Verdicts], tmp_path: Path) -> None:
+    from fwasync.local.tokenizer import save_tokenizer
+
+    save_tokenizer(tmp_path / "tokenizer")
+    here = Patient(service.ready["base_url"], service.key, service.model_name, tokenizer=str(tmp_path / "tokenizer"))
+    await run_doctor(here)
+    verdicts = found()
+    assert {verdict for verdict, _ in verdicts.values()} == {"ok"}
+    assert list(verdicts) == [
+        "installation",
+        "disk",
+        "key",
+        "trainer API",
+        "wire",
+        "latency",
+        "account",
+        "tokenizer",
+        "sample",
+    ]
+    assert verdicts["wire"][1] == "batches are taken as json and protobuf"
+    assert re.fullmatch(r"fwasync/qwen3-tiny gave token \[\d+\]", verdicts["sample"][1])
+    assert service.key not in repr((verdicts, here))
+
+
+async def test_without_a_service_one_on_this_machine_is_looked_at(found: Callable[[], Verdicts]) -> None:
+    await run_doctor(Patient())
+    verdicts = found()
+    assert verdicts["sample"][0] == "ok"
+    assert verdicts["tokenizer"][0] == "skip"
+
+
+@pytest.mark.parametrize(
+    ("patient", "what", "told"),
+    [
+        ({"api_key": "wrong"}, "trainer API", "401"),
+        ({"api_key": None}, "key", "no API key for"),
+        ({"base_model": "nope"}, "trainer API", "does not have nope; it has: fwasync/qwen3-tiny"),
+        ({"tokenizer": "/nowhere/at/all"}, "tokenizer", "/nowhere/at/all"),
+        ({"deployment": "none-such"}, "sample", "none-such"),
+    ],
+    ids=["key", "no key", "model", "tokenizer", "deployment"],
+)
+async def test_what_is_not_well(
+    service, found: Callable[[], Verdicts], patient: dict[str, str | None], what: str, told: str
+) -> None:
+    given = {"base_url": service.ready["base_url"], "api_key": service.key, "timeout": 10.0, **patient}
+    with pytest.raises(CommandError, match="are not well") as caught:
+        await run_doctor(Patient(**given))  # type: ignore[arg-type]
+    assert exit_status(caught.value) == 1
+    verdict, said = found()[what]
+    assert verdict == "FAIL"
+    assert told in said
+
+
+async def test_nothing_answers(found: Callable[[], Verdicts]) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    with pytest.raises(CommandError):
+        await run_doctor(Patient(url, "k", timeout=1.0))
+    verdict, told = found()["trainer API"]
+    assert verdict == "FAIL"
+    assert f"nothing answers at {url}" in told
+
+
+class Silent(BaseHTTPRequestHandler):
+    """A service that says nothing but 404."""
+
+    def do_POST(self) -> None:
+        self.send_response(404)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    do_GET = do_POST
+
+    def log_message(self, format: str, *args: object) -> None: ...
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Silent) as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+async def test_a_server_that_is_something_else(silent: str, found: Callable[[], Verdicts]) -> None:
+    with pytest.raises(CommandError, match="2 of these"):
+        await run_doctor(Patient(silent, "k", timeout=5.0))
+    verdicts = found()
+    assert "is not a trainer service" in verdicts["trainer API"][1]
+    assert verdicts["account"][0] == "FAIL"
+
+
+async def test_a_disk_that_is_nearly_full(
+    found: Callable[[], Verdicts], monkeypatch: pytest.MonkeyPatch, service
+) -> None:
+    usage = shutil._ntuple_diskusage(10**12, 10**12, 5 * 10**6)  # type: ignore[attr-defined]
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(CommandError, match="1 of these"):
+        await run_doctor(Patient(service.ready["base_url"], service.key))
+    assert "has 5 MB left" in found()["disk"][1]

@@ -1,0 +1,200 @@
+"""SFT on the local service, whole: it learns, it goes on, and on trainer jobs its model is promoted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fwasync import AsyncFireworksClient, AsyncServiceClient, AsyncTrainerJobManager, DeployConfig, InfraConfig, types
+from fwasync.checkpoints.ledger import CheckpointLedger
+from fwasync.errors import OperationFailedError, RunDirectoryError, UsageError
+from fwasync.local import launch
+from fwasync.recipes import sft
+from fwasync.recipes.trainers import Where
+from fwasync.tracking.run import open_run
+
+SHAPE = "accounts/fwasync/trainingShapes/qwen3-tiny"
+BASE = "accounts/fwasync/models/qwen3-tiny"
+
+
+def write_rows(path: Path, factor: int) -> Path:
+    pairs = [(str(number), str(number * factor % 10)) for number in range(10)]
+    rows = [{"messages": [{"role": "user", "content": a}, {"role": "assistant", "content": b}]} for a, b in pairs]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_rows(tmp_path / "data.jsonl", 7)
+
+
+def settings(tmp_path: Path, **more: Any) -> sft.Config:
+    given = {
+        "log_path": tmp_path / "run",
+        "dataset": str(tmp_path / "data.jsonl"),
+        "base_model": "fwasync/qwen3-tiny",
+        "learning_rate": 3e-3,
+        "batch_size": 5,
+        "epochs": 2,
+    }
+    return sft.Config.model_validate({**given, **more})
+
+
+def losses(log_path: Path) -> list[float]:
+    return [json.loads(line)["train/ce_loss"] for line in (log_path / "metrics.jsonl").read_text().splitlines()]
+
+
+async def test_it_learns(tmp_path: Path, data: Path) -> None:
+    schedule = {"type": "cosine", "warmup_steps": 5}
+    config = settings(tmp_path, epochs=30, lr_scheduler=schedule, adam="fast", evaluation_dataset=str(data))
+    async with launch() as local:
+        await sft.train(config, where=Where(local.base_url, local.api_key))
+    found = losses(config.log_path)
+    assert len(found) == 60
+    assert found[-1] < 1 < 4 < found[0]
+    last = json.loads((config.log_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["eval/loss"] == pytest.approx(last["train/ce_loss"], abs=0.3)
+
+
+async def test_a_run_goes_on_with_more_passes_and_refuses_other_rows(tmp_path: Path, data: Path) -> None:
+    async with launch() as local:
+        where = Where(local.base_url, local.api_key)
+        whole = await sft.train(settings(tmp_path, log_path=tmp_path / "whole", epochs=3), where=where)
+        first = await sft.train(settings(tmp_path), where=where)
+        again = await sft.train(settings(tmp_path), where=where)
+        assert (again.steps, again.checkpoint) == (4, first.checkpoint)
+        assert (await sft.train(settings(tmp_path, epochs=3), where=where)).steps == whole.steps == 6
+        assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+        write_rows(data, 3)
+        with pytest.raises(UsageError, match=r"is not what it was when .*/run was begun .* as init_from_checkpoint"):
+            await sft.train(settings(tmp_path, epochs=4), where=where)
+        other = settings(tmp_path, log_path=tmp_path / "other", init_from_checkpoint=first.checkpoint.state_path)
+        result = await sft.train(other, where=where)
+    assert (result.steps, result.checkpoint.data_consumed) == (4, 20)
+    assert result.checkpoint.extra["init_from_checkpoint"] == first.checkpoint.state_path
+    assert losses(tmp_path / "other")[0] < losses(tmp_path / "run")[0]
+
+
+async def test_a_directory_that_was_moved_goes_on_and_says_so(
+    tmp_path: Path, data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with launch() as local:
+        where = Where(local.base_url, local.api_key)
+        await sft.train(settings(tmp_path), where=where)
+        (tmp_path / "run").rename(tmp_path / "moved")
+        result = await sft.train(settings(tmp_path, log_path=tmp_path / "moved", epochs=3), where=where)
+    assert result.steps == 6
+    assert f'log_path "{tmp_path}/run" → "{tmp_path}/moved"' in caplog.text
+
+
+async def test_a_run_in_use_is_refused(tmp_path: Path, data: Path) -> None:
+    config = settings(tmp_path)
+    async with open_run(config.log_path, config={}):
+        with pytest.raises(RunDirectoryError, match="is in use by process"):
+            await sft.train(config, where=Where("http://127.0.0.1:9", "k"))
+
+
+async def test_a_checkpoint_that_is_gone_is_told(tmp_path: Path, data: Path) -> None:
+    config = settings(tmp_path)
+    config.log_path.mkdir()
+    line = {"name": "step-2", "step": 2, "data_consumed": 10, "state_path": "tinker://gone:train:0/weights/step-2"}
+    (config.log_path / "checkpoints.jsonl").write_text(json.dumps(line) + "\n")
+    async with launch() as local:
+        with pytest.raises(OperationFailedError, match="there is no checkpoint tinker://gone"):
+            await sft.train(config, where=Where(local.base_url, local.api_key))
+
+
+# -- trainer jobs --------------------------------------------------------------------------------------------
+
+
+async def test_a_run_on_trainer_jobs_goes_on_in_another_one_and_is_promoted(tmp_path: Path, data: Path) -> None:
+    runner = {"status_file": tmp_path / "status.json", "output_model_path": tmp_path / "model.json"}
+    jobs = {"base_model": BASE, "infra": {"training_shape_id": SHAPE}, "runner": runner}
+    async with launch() as local:
+        where = Where(local.base_url, local.api_key)
+        whole = await sft.train(settings(tmp_path, log_path=tmp_path / "whole", epochs=3), where=where)
+        first = await sft.train(settings(tmp_path, **jobs), where=where)
+        assert not (tmp_path / "model.json").exists()
+        last = await sft.train(settings(tmp_path, **jobs, epochs=3, output_model_id="mine"), where=where)
+        async with AsyncFireworksClient(local.base_url, local.api_key) as fireworks:
+            model = await fireworks.get_model("accounts/local/models/mine")
+    assert first.job_id != last.job_id
+    assert first.checkpoint.state_path == f"cross_job://{first.job_id}/step-4"
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    assert model.name == "accounts/local/models/mine"
+    told = json.loads((tmp_path / "model.json").read_text())
+    assert told == {"model_id": "mine", "checkpoint": "step-6", "job_id": last.job_id}
+    assert json.loads((tmp_path / "status.json").read_text()) == {
+        "status": "completed",
+        "step": 6,
+        "total_steps": 6,
+        "progress": 1.0,
+    }
+    entries = await CheckpointLedger(tmp_path / "run").entries()
+    assert [entry.step for entry in entries] == [4, 6]
+    assert whole.steps == 6
+
+
+async def test_a_failed_run_leaves_no_trainer_and_says_so(tmp_path: Path, data: Path) -> None:
+    runner = {"status_file": tmp_path / "status.json"}
+    infra = {"training_shape_id": SHAPE}
+    config = settings(tmp_path, base_model=BASE, infra=infra, runner=runner, init_from_checkpoint="nobody:step-1")
+    async with launch() as local:
+        with pytest.raises(OperationFailedError, match="trainer job 'nobody' has saved no checkpoint 'step-1'"):
+            await sft.train(config, where=Where(local.base_url, local.api_key))
+        async with AsyncFireworksClient(local.base_url, local.api_key) as fireworks:
+            assert [job async for job in AsyncTrainerJobManager(fireworks).list()] == []
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert status["status"] == "failed"
+    assert "nobody" in status["error"]
+
+
+DATUM_TOKENS = [5, 6, 7, 8]
+
+
+@pytest.mark.parametrize("way", ["a service", "one trainer", "two trainers"])
+async def test_policy_and_reference(tmp_path: Path, data: Path, way: str) -> None:
+    infra = InfraConfig() if way == "a service" else InfraConfig(training_shape_id=SHAPE)
+    if way == "two trainers":
+        infra = infra.model_copy(update={"ref_training_shape_id": SHAPE})
+    rank = 4 if way == "one trainer" else 0
+    config = settings(tmp_path, base_model="fwasync/qwen3-tiny" if way == "a service" else BASE, lora_rank=rank)
+    config = config.model_copy(update={"infra": infra})
+    datum = types.Datum(
+        model_input=types.ModelInput.from_ints(DATUM_TOKENS[:-1]),
+        loss_fn_inputs={"target_tokens": DATUM_TOKENS[1:], "weights": [1.0] * 3},
+    )
+    deploy = DeployConfig(deployment_id="sampler") if way == "two trainers" else None
+    said: list[str] = []
+    async with launch() as local:
+        where = Where(local.base_url, local.api_key)
+        async with where.open(config, reference=True, deploy=deploy, tell=said.append) as trainers:
+            assert trainers.reference is not None
+            before = (await trainers.reference.forward([datum])).metrics["loss:sum"]
+            for _ in range(3):
+                await trainers.policy.forward_backward([datum])
+                await trainers.policy.optim_step(types.AdamParams(learning_rate=1e-2))
+            after = (await trainers.policy.forward([datum])).metrics["loss:sum"]
+            assert (await trainers.reference.forward([datum])).metrics["loss:sum"] == before
+            assert after < before
+            assert (trainers.deployment is not None) == (deploy is not None)
+            assert (trainers.promoter is None) == (trainers.job_id is None) == (way == "a service")
+            async with Where(trainers=trainers).open(config) as same:
+                assert same is trainers
+    assert bool(said) == (way != "a service")
+    assert len(said) == len(set(said))
+
+
+async def test_where_a_reference_has_no_place(tmp_path: Path) -> None:
+    config = settings(tmp_path, base_model=BASE, infra={"training_shape_id": SHAPE})
+    with pytest.raises(UsageError, match=r"set infra\.ref_training_shape_id"):
+        async with Where("http://127.0.0.1:9", "k").open(config, reference=True):
+            pass
+    service = AsyncServiceClient("http://127.0.0.1:9", "k")
+    with pytest.raises(UsageError, match="give base_url"):
+        async with Where(service=service).open(config):
+            pass
