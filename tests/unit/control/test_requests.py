@@ -286,6 +286,11 @@ async def test_a_deployment_is_created_changed_and_deleted() -> None:
         await deployments.update("dep1", min_replica_count=0, max_replica_count=0)
         assert plane.calls[-1] == f"PATCH {base}/dep1?updateMask=min_replica_count%2Cmax_replica_count"
         assert sent(plane) == {"minReplicaCount": 0, "maxReplicaCount": 0}
+        await deployments.scale_to_zero("dep1")
+        assert plane.calls[-1] == plane.calls[-2]
+        assert sent(plane) == {"minReplicaCount": 0, "maxReplicaCount": 0}
+        assert deployments.inference_url == ORIGIN
+        assert sent(plane) == {"minReplicaCount": 0, "maxReplicaCount": 0}
         with pytest.raises(errors.UsageError, match="at least one of"):
             await deployments.update("dep1")
         await deployments.delete("dep1")

@@ -7,13 +7,14 @@ import httpx
 import pytest
 
 from fwasync import errors
+from fwasync.config import TrainerJobConfig
 from fwasync.config.launch import Progress
 from fwasync.control.deployments import AsyncDeploymentManager
 from fwasync.control.states import judge_deployment, judge_job, short_state
 from fwasync.control.trainer_jobs import AsyncTrainerJobManager
 from fwasync.control.waiting import Clock, poll_delay
 from fwasync.testing import virtual_time
-from unit.control.fake_plane import KEY, ORIGIN, FakePlane
+from unit.control.fake_plane import KEY, MODEL, ORIGIN, FakePlane
 
 RUNNING = "JOB_STATE_RUNNING"
 
@@ -167,6 +168,30 @@ def test_a_pre_empted_trainer_is_resumed_once(state: str) -> None:
         ]
 
     run()
+
+
+@virtual_time
+async def test_a_trainer_is_created_or_resumed_and_waited_for() -> None:
+    plane = FakePlane()
+    plane.jobs["old"] = ["JOB_STATE_PAUSED", "JOB_STATE_PAUSED", "JOB_STATE_CREATING", RUNNING]
+    resumed = (200, {"name": "accounts/acme/rlorTrainerJobs/old"})
+    plane.rules.append(lambda request: resumed if request.url.path.endswith(":resume") else None)
+    seen: list[Progress] = []
+    async with plane.client() as client:
+        jobs = AsyncTrainerJobManager(client)
+        new = await jobs.create_and_wait(TrainerJobConfig(base_model=MODEL, requested_job_id="new"), timeout_s=60)
+        old = await jobs.resume_and_wait("old", timeout_s=60, poll_interval_s=0.25, on_progress=seen.append)
+        with pytest.raises(errors.UsageError, match="poll_interval_s is 0"):
+            await jobs.wait_for_ready("old", poll_interval_s=0)
+        plane.jobs["old"] = ["JOB_STATE_PAUSED"]
+        with pytest.raises(errors.TrainerJobFailedError, match=r"^the-name is PAUSED"):
+            await jobs.wait_for_ready("old", "the-name")
+    assert (new.job_id, old.job_id) == ("new", "old")
+    # What was just resumed may still be shown as it was, for a while.
+    assert [progress.state for progress in seen] == ["PAUSED", "PAUSED", "CREATING", "RUNNING"]
+    assert anyio.current_time() < 10
+    posts = [call.partition("?")[0].rpartition("/")[2] for call in plane.calls if call.startswith("POST")]
+    assert posts == ["rlorTrainerJobs", "old:resume"]
 
 
 @virtual_time
