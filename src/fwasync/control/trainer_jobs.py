@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from typing import TypedDict, Unpack
 
 import anyio
 
@@ -20,15 +21,38 @@ from fwasync.control.states import RESUMABLE, Verdict, judge_job
 from fwasync.control.waiting import Look, wait_for
 from fwasync.errors import BadRequestError, ConflictError, NotFoundError, ServiceError, TrainerJobFailedError
 
-__all__ = ("AsyncTrainerJobManager",)
+__all__ = ("AsyncTrainerJobManager", "WaitLimits", "WaitOptions")
 
 _KIND = "rlorTrainerJobs"
-_READY_S = 3600.0
-_PENDING_S = 172_800.0
-_LONGEST_PAUSE_S = 5.0
 _HEALTH_S = 5.0
 _SETTLE_S = 30.0
 _RESUMABLE_WITHIN_S = 120.0
+
+
+class WaitOptions(TypedDict, total=False):
+    """The keyword arguments of waits for a trainer job; `WaitLimits` tells their meanings and defaults."""
+
+    poll_interval_s: float
+    timeout_s: float
+    pending_timeout_s: float
+    on_progress: OnProgress | None
+
+
+@dataclass(frozen=True, slots=True)
+class WaitLimits:
+    """How long a wait for a trainer job may take; each is a keyword argument of the manager's waits.
+
+    Attributes:
+        poll_interval_s: The longest pause between looks.
+        timeout_s: Seconds it may take, not counting those in which it waits for machines.
+        pending_timeout_s: Seconds it may wait for machines.
+        on_progress: Called each time that the job was looked at.
+    """
+
+    poll_interval_s: float = 5.0
+    timeout_s: float = 3600.0
+    pending_timeout_s: float = 172_800.0
+    on_progress: OnProgress | None = None
 
 
 class AsyncTrainerJobManager:
@@ -125,47 +149,23 @@ class AsyncTrainerJobManager:
         body = await self._plane.call(what, "POST", f"{await self._path(job_id)}:resume")
         return TrainerJobInfo.read(read(what, body, TrainerJob))
 
-    async def create_and_wait(
-        self,
-        config: TrainerJobConfig,
-        *,
-        poll_interval_s: float = _LONGEST_PAUSE_S,
-        timeout_s: float = _READY_S,
-        pending_timeout_s: float = _PENDING_S,
-        on_progress: OnProgress | None = None,
-    ) -> TrainerServiceEndpoint:
+    async def create_and_wait(self, config: TrainerJobConfig, **options: Unpack[WaitOptions]) -> TrainerServiceEndpoint:
         """`create`, then `wait_for_ready`, whose arguments, errors and cancellation are its own.
 
         Whatever happens, the job stays: `delete` it, or use `InfraConfig.launch`, which does.
         """
         created = await self.create(config)
-        return await self.wait_for_ready(
-            created.job_id,
-            poll_interval_s=poll_interval_s,
-            timeout_s=timeout_s,
-            pending_timeout_s=pending_timeout_s,
-            on_progress=on_progress,
-        )
+        return await self.wait_for_ready(created.job_id, **options)
 
     async def wait_for_ready(
-        self,
-        job_id: str,
-        job_name: str | None = None,
-        *,
-        poll_interval_s: float = _LONGEST_PAUSE_S,
-        timeout_s: float = _READY_S,
-        pending_timeout_s: float = _PENDING_S,
-        on_progress: OnProgress | None = None,
+        self, job_id: str, job_name: str | None = None, **options: Unpack[WaitOptions]
     ) -> TrainerServiceEndpoint:
         """Wait until the trainer answers.
 
         Args:
             job_id: The job.
             job_name: What progress and errors call it.
-            poll_interval_s: The longest pause between looks.
-            timeout_s: Seconds it may take, not counting those in which it waits for machines.
-            pending_timeout_s: Seconds it may wait for machines.
-            on_progress: Called each time that the job was looked at.
+            **options: See `WaitLimits`.
 
         Raises:
             TrainerJobFailedError: It is in a state that it does not leave by itself.
@@ -173,45 +173,19 @@ class AsyncTrainerJobManager:
 
         **Cancellation:** at once; the job is untouched.
         """
-        limits = _Limits(poll_interval_s, timeout_s, pending_timeout_s)
-        return await self._wait(job_id, limits, on_progress, resource=job_name)
+        return await self._wait(job_id, WaitLimits(**options), resource=job_name)
 
-    async def wait_for_existing(
-        self,
-        job_id: str,
-        *,
-        poll_interval_s: float = _LONGEST_PAUSE_S,
-        timeout_s: float = _READY_S,
-        pending_timeout_s: float = _PENDING_S,
-        on_progress: OnProgress | None = None,
-    ) -> TrainerServiceEndpoint:
+    async def wait_for_existing(self, job_id: str, **options: Unpack[WaitOptions]) -> TrainerServiceEndpoint:
         """As `wait_for_ready`, for a job of another run; it is not resumed."""
-        limits = _Limits(poll_interval_s, timeout_s, pending_timeout_s)
-        return await self._wait(job_id, limits, on_progress)
+        return await self._wait(job_id, WaitLimits(**options))
 
-    async def resume_and_wait(
-        self,
-        job_id: str,
-        *,
-        poll_interval_s: float = _LONGEST_PAUSE_S,
-        timeout_s: float = _READY_S,
-        pending_timeout_s: float = _PENDING_S,
-        on_progress: OnProgress | None = None,
-    ) -> TrainerServiceEndpoint:
+    async def resume_and_wait(self, job_id: str, **options: Unpack[WaitOptions]) -> TrainerServiceEndpoint:
         """`resume`, then wait as `wait_for_ready` does."""
         await self.resume(job_id)
-        limits = _Limits(poll_interval_s, timeout_s, pending_timeout_s)
-        return await self._wait(job_id, limits, on_progress, settles_s=_SETTLE_S)
+        return await self._wait(job_id, WaitLimits(**options), settles_s=_SETTLE_S)
 
     async def reconnect_and_wait(
-        self,
-        job_id: str,
-        *,
-        poll_interval_s: float = _LONGEST_PAUSE_S,
-        timeout_s: float = _READY_S,
-        max_wait_for_resumable_s: float = _RESUMABLE_WITHIN_S,
-        pending_timeout_s: float = _PENDING_S,
-        on_progress: OnProgress | None = None,
+        self, job_id: str, *, max_wait_for_resumable_s: float = _RESUMABLE_WITHIN_S, **options: Unpack[WaitOptions]
     ) -> TrainerServiceEndpoint:
         """Wait until a job answers again, after a pre-emption for example; it is resumed, once, if it stopped.
 
@@ -219,22 +193,17 @@ class AsyncTrainerJobManager:
 
         Args:
             job_id: The job.
-            poll_interval_s: As for `wait_for_ready`.
-            timeout_s: As for `wait_for_ready`.
             max_wait_for_resumable_s: Seconds that a job on its way down has to become one that can be resumed.
-            pending_timeout_s: As for `wait_for_ready`.
-            on_progress: As for `wait_for_ready`.
+            **options: See `WaitLimits`.
 
         Errors and cancellation are those of `wait_for_ready`.
         """
-        limits = _Limits(poll_interval_s, timeout_s, pending_timeout_s)
-        return await self._wait(job_id, limits, on_progress, settles_s=max_wait_for_resumable_s, may_resume=True)
+        return await self._wait(job_id, WaitLimits(**options), settles_s=max_wait_for_resumable_s, may_resume=True)
 
     async def _wait(
         self,
         job_id: str,
-        limits: _Limits,
-        on_progress: OnProgress | None,
+        limits: WaitLimits,
         *,
         resource: str | None = None,
         settles_s: float = 0.0,
@@ -272,7 +241,7 @@ class AsyncTrainerJobManager:
             timeout=limits.timeout_s,
             pending_timeout=limits.pending_timeout_s,
             cap_s=limits.poll_interval_s,
-            on_progress=on_progress,
+            on_progress=limits.on_progress,
         )
 
     async def _resumed(self, job_id: str) -> str:
@@ -298,15 +267,6 @@ class AsyncTrainerJobManager:
 
     async def _path(self, job_id: str) -> str:
         return f"{await self._plane.collection(_KIND)}/{check_id('job_id', job_id)}"
-
-
-@dataclass(frozen=True, slots=True)
-class _Limits:
-    """How long a wait may take, and how often it looks."""
-
-    poll_interval_s: float
-    timeout_s: float
-    pending_timeout_s: float
 
 
 def _gateway(account: str, job_id: str) -> str:

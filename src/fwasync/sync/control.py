@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from fwasync.control.client import AsyncFireworksClient
 from fwasync.control.deployments import AsyncDeploymentManager
-from fwasync.control.trainer_jobs import AsyncTrainerJobManager
+from fwasync.control.trainer_jobs import AsyncTrainerJobManager, WaitOptions
 from fwasync.errors import UsageError
 from fwasync.sync.twin import OpenTwin, iterate
 from fwasync.weights.hot_load import AsyncHotLoadManager
@@ -35,8 +35,6 @@ __all__ = ("DeploymentManager", "FireworksClient", "TrainerJobManager")
 _LOAD_S = 400.0
 _POLL_S = 5.0
 _PROMOTION_S = 7200.0
-_TRAINER_READY_S = 3600.0
-_TRAINER_PENDING_S = 172_800.0
 _RESUMABLE_WITHIN_S = 120.0
 _DEPLOYMENT_READY_S = 5400.0
 _DEPLOYMENT_POLL_S = 10.0
@@ -154,104 +152,30 @@ class TrainerJobManager(FireworksClient):
         """See `AsyncTrainerJobManager.resume`."""
         return self._lease.run(self._jobs.resume, job_id)
 
-    def create_and_wait(
-        self,
-        config: TrainerJobConfig,
-        *,
-        poll_interval_s: float = _POLL_S,
-        timeout_s: float = _TRAINER_READY_S,
-        pending_timeout_s: float = _TRAINER_PENDING_S,
-        on_progress: OnProgress | None = None,
-    ) -> TrainerServiceEndpoint:
+    def create_and_wait(self, config: TrainerJobConfig, **options: Unpack[WaitOptions]) -> TrainerServiceEndpoint:
         """See `AsyncTrainerJobManager.create_and_wait`."""
-        return self._lease.run(
-            self._jobs.create_and_wait,
-            config,
-            poll_interval_s=poll_interval_s,
-            timeout_s=timeout_s,
-            pending_timeout_s=pending_timeout_s,
-            on_progress=on_progress,
-        )
+        return self._lease.run(self._jobs.create_and_wait, config, **options)
 
     def wait_for_ready(
-        self,
-        job_id: str,
-        job_name: str | None = None,
-        *,
-        poll_interval_s: float = _POLL_S,
-        timeout_s: float = _TRAINER_READY_S,
-        pending_timeout_s: float = _TRAINER_PENDING_S,
-        on_progress: OnProgress | None = None,
+        self, job_id: str, job_name: str | None = None, **options: Unpack[WaitOptions]
     ) -> TrainerServiceEndpoint:
         """See `AsyncTrainerJobManager.wait_for_ready`."""
-        return self._lease.run(
-            self._jobs.wait_for_ready,
-            job_id,
-            job_name,
-            poll_interval_s=poll_interval_s,
-            timeout_s=timeout_s,
-            pending_timeout_s=pending_timeout_s,
-            on_progress=on_progress,
-        )
+        return self._lease.run(self._jobs.wait_for_ready, job_id, job_name, **options)
 
-    def wait_for_existing(
-        self,
-        job_id: str,
-        *,
-        poll_interval_s: float = _POLL_S,
-        timeout_s: float = _TRAINER_READY_S,
-        pending_timeout_s: float = _TRAINER_PENDING_S,
-        on_progress: OnProgress | None = None,
-    ) -> TrainerServiceEndpoint:
+    def wait_for_existing(self, job_id: str, **options: Unpack[WaitOptions]) -> TrainerServiceEndpoint:
         """See `AsyncTrainerJobManager.wait_for_existing`."""
-        return self._lease.run(
-            self._jobs.wait_for_existing,
-            job_id,
-            poll_interval_s=poll_interval_s,
-            timeout_s=timeout_s,
-            pending_timeout_s=pending_timeout_s,
-            on_progress=on_progress,
-        )
+        return self._lease.run(self._jobs.wait_for_existing, job_id, **options)
 
-    def resume_and_wait(
-        self,
-        job_id: str,
-        *,
-        poll_interval_s: float = _POLL_S,
-        timeout_s: float = _TRAINER_READY_S,
-        pending_timeout_s: float = _TRAINER_PENDING_S,
-        on_progress: OnProgress | None = None,
-    ) -> TrainerServiceEndpoint:
+    def resume_and_wait(self, job_id: str, **options: Unpack[WaitOptions]) -> TrainerServiceEndpoint:
         """See `AsyncTrainerJobManager.resume_and_wait`."""
-        return self._lease.run(
-            self._jobs.resume_and_wait,
-            job_id,
-            poll_interval_s=poll_interval_s,
-            timeout_s=timeout_s,
-            pending_timeout_s=pending_timeout_s,
-            on_progress=on_progress,
-        )
+        return self._lease.run(self._jobs.resume_and_wait, job_id, **options)
 
     def reconnect_and_wait(
-        self,
-        job_id: str,
-        *,
-        poll_interval_s: float = _POLL_S,
-        timeout_s: float = _TRAINER_READY_S,
-        max_wait_for_resumable_s: float = _RESUMABLE_WITHIN_S,
-        pending_timeout_s: float = _TRAINER_PENDING_S,
-        on_progress: OnProgress | None = None,
+        self, job_id: str, *, max_wait_for_resumable_s: float = _RESUMABLE_WITHIN_S, **options: Unpack[WaitOptions]
     ) -> TrainerServiceEndpoint:
         """See `AsyncTrainerJobManager.reconnect_and_wait`."""
-        return self._lease.run(
-            self._jobs.reconnect_and_wait,
-            job_id,
-            poll_interval_s=poll_interval_s,
-            timeout_s=timeout_s,
-            max_wait_for_resumable_s=max_wait_for_resumable_s,
-            pending_timeout_s=pending_timeout_s,
-            on_progress=on_progress,
-        )
+        reconnect = self._jobs.reconnect_and_wait
+        return self._lease.run(reconnect, job_id, max_wait_for_resumable_s=max_wait_for_resumable_s, **options)
 
 
 class DeploymentManager(OpenTwin[AsyncFireworksClient]):

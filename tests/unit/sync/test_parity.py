@@ -32,6 +32,8 @@ from fwasync import (
     WeightSyncer,
     errors,
 )
+from fwasync.control.trainer_jobs import WaitOptions
+from fwasync.sampling.deployment import SamplingOptions
 from fwasync.sampling.stream import CompletionStream
 from fwasync.sync import control, deployment, service, weights
 from fwasync.sync.deployment import SyncCompletionStream
@@ -64,6 +66,7 @@ PAIRS = [
     Pair(SyncCompletionStream, {"_stream": CompletionStream}, left_out={"metrics"}),  # which are for the sampler
     Pair(WeightSyncer, {"_syncer": AsyncWeightSyncer}, {"last_timing"}),
 ]
+OPTIONS = {"Unpack[SamplingOptions]": SamplingOptions, "Unpack[WaitOptions]": WaitOptions}
 RENAMED = {"aclose": "close"}
 VERBS = [name for name in vars(SubmittingTrainingClient) if not name.startswith("_")]
 pairs = pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.twin.__name__)
@@ -189,7 +192,7 @@ def sentinels(method: Callable[..., Any]) -> tuple[list[object], dict[str, objec
     for parameter in inspect.signature(method).parameters.values():
         mark: object = f"<{parameter.name}>"
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            mark = {"max_tokens": "<max_tokens>", "seed": "<seed>"}
+            mark = {name: f"<{name}>" for name in OPTIONS[parameter.annotation].__annotations__}
             kwargs.update(mark)
         elif parameter.kind is inspect.Parameter.KEYWORD_ONLY:
             kwargs[parameter.name] = mark
