@@ -22,6 +22,7 @@ import pytest
 
 from fwasync.sync import portal
 from fwasync.sync.portal import Lease
+from fwasync.sync.training import SubmittingTrainingClient
 from fwasync.sync.twin import OpenTwin, Twin
 
 OURS = str(Path(portal.__file__).parent)
@@ -138,6 +139,39 @@ def wait_for(condition: Callable[[], Any], failure: str) -> None:
     while not condition():
         assert time.monotonic() < end, failure
         time.sleep(0.001)
+
+
+def test_a_submission_that_is_interrupted_is_withdrawn() -> None:
+    class Future:
+        withdrawn = False
+
+        def cancel(self) -> bool:
+            self.withdrawn = True
+            return True
+
+    class Struck:
+        """A lease whose first call is struck just after it did its work."""
+
+        def __init__(self) -> None:
+            self.calls = 0
+
+        def call(self, function: Callable[[], Any]) -> Any:
+            self.calls += 1
+            result = function()
+            if self.calls == 1:
+                raise KeyboardInterrupt
+            return result
+
+    future = Future()
+
+    class Client:
+        def save_state(self, name: str, timeout: float | None) -> Future:
+            return future
+
+    submitting: Any = SubmittingTrainingClient(Client(), Struck())  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt):
+        submitting.save_state("x")
+    assert future.withdrawn
 
 
 def test_a_lease_that_is_forgotten_is_given_back() -> None:
