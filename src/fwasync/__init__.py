@@ -31,11 +31,20 @@ if TYPE_CHECKING:
     from fwasync.control.trainer_jobs import AsyncTrainerJobManager as AsyncTrainerJobManager
     from fwasync.errors import FwasyncError as FwasyncError
     from fwasync.errors import OperationTimeoutError as OperationTimeoutError
+    from fwasync.rollout.context import RolloutContext as RolloutContext
     from fwasync.rollout.pass_at_k import compute_pass_at_k as compute_pass_at_k
+    from fwasync.rollout.rewards import AsyncRewardPool as AsyncRewardPool
+    from fwasync.rollout.scheduler import AsyncRolloutScheduler as AsyncRolloutScheduler
+    from fwasync.rollout.settings import RolloutSettings as RolloutSettings
+    from fwasync.rollout.trajectory import Rollout as Rollout
+    from fwasync.rollout.trajectory import rollout_datums as rollout_datums
+    from fwasync.sampling.aimd import AimdSettings as AimdSettings
     from fwasync.sampling.client import AsyncSamplingClient as AsyncSamplingClient
     from fwasync.sampling.completions import SampledCompletion as SampledCompletion
     from fwasync.sampling.concurrency import AdaptiveConcurrencyController as AdaptiveConcurrencyController
+    from fwasync.sampling.concurrency import ConcurrencyController as ConcurrencyController
     from fwasync.sampling.concurrency import FixedConcurrencyController as FixedConcurrencyController
+    from fwasync.sampling.concurrency import concurrency_controller as concurrency_controller
     from fwasync.sampling.deployment import AsyncDeploymentSampler as AsyncDeploymentSampler
     from fwasync.service import AsyncServiceClient as AsyncServiceClient
     from fwasync.sync.client import ReconnectableClient as ReconnectableClient
@@ -61,10 +70,13 @@ if TYPE_CHECKING:
 __all__ = (
     "APIFuture",
     "AdaptiveConcurrencyController",
+    "AimdSettings",
     "AsyncDeploymentManager",
     "AsyncDeploymentSampler",
     "AsyncFireworksClient",
     "AsyncHotLoadManager",
+    "AsyncRewardPool",
+    "AsyncRolloutScheduler",
     "AsyncSamplingClient",
     "AsyncServiceClient",
     "AsyncTrainerJobManager",
@@ -72,6 +84,7 @@ __all__ = (
     "AsyncWeightSyncer",
     "CheckpointKind",
     "ConcurrencyConfig",
+    "ConcurrencyController",
     "DeployConfig",
     "DeploymentConfig",
     "DeploymentManager",
@@ -84,6 +97,9 @@ __all__ = (
     "OperationTimeoutError",
     "ReconnectableClient",
     "RetryPolicy",
+    "Rollout",
+    "RolloutContext",
+    "RolloutSettings",
     "SampledCompletion",
     "SamplingClient",
     "ServiceClient",
@@ -97,12 +113,14 @@ __all__ = (
     "WeightSyncer",
     "__version__",
     "compute_pass_at_k",
+    "concurrency_controller",
     "errors",
     "flush_timing",
     "open_run",
     "provision",
     "resolve_checkpoint_path",
     "resolve_resume",
+    "rollout_datums",
     "save_checkpoint",
     "timer",
     "types",
@@ -111,10 +129,13 @@ __all__ = (
 _HOMES = {
     "APIFuture": "fwasync.training.future",
     "AdaptiveConcurrencyController": "fwasync.sampling.concurrency",
+    "AimdSettings": "fwasync.sampling.aimd",
     "AsyncDeploymentManager": "fwasync.control.deployments",
     "AsyncDeploymentSampler": "fwasync.sampling.deployment",
     "AsyncFireworksClient": "fwasync.control.client",
     "AsyncHotLoadManager": "fwasync.weights.hot_load",
+    "AsyncRewardPool": "fwasync.rollout.rewards",
+    "AsyncRolloutScheduler": "fwasync.rollout.scheduler",
     "AsyncSamplingClient": "fwasync.sampling.client",
     "AsyncServiceClient": "fwasync.service",
     "AsyncTrainerJobManager": "fwasync.control.trainer_jobs",
@@ -122,6 +143,7 @@ _HOMES = {
     "AsyncWeightSyncer": "fwasync.weights.syncer",
     "CheckpointKind": "fwasync.checkpoints.saving",
     "ConcurrencyConfig": "fwasync.config",
+    "ConcurrencyController": "fwasync.sampling.concurrency",
     "DeployConfig": "fwasync.config",
     "DeploymentConfig": "fwasync.config",
     "DeploymentManager": "fwasync.sync.control",
@@ -134,6 +156,9 @@ _HOMES = {
     "OperationTimeoutError": "fwasync.errors",
     "ReconnectableClient": "fwasync.sync.client",
     "RetryPolicy": "fwasync._http.retry",
+    "Rollout": "fwasync.rollout.trajectory",
+    "RolloutContext": "fwasync.rollout.context",
+    "RolloutSettings": "fwasync.rollout.settings",
     "SampledCompletion": "fwasync.sampling.completions",
     "SamplingClient": "fwasync.sync.sampling",
     "ServiceClient": "fwasync.sync.service",
@@ -146,11 +171,13 @@ _HOMES = {
     "WeightSyncConfig": "fwasync.config",
     "WeightSyncer": "fwasync.sync.weights",
     "compute_pass_at_k": "fwasync.rollout.pass_at_k",
+    "concurrency_controller": "fwasync.sampling.concurrency",
     "flush_timing": "fwasync.tracking.timers",
     "open_run": "fwasync.tracking.run",
     "provision": "fwasync.control.provisioning",
     "resolve_checkpoint_path": "fwasync.training.client",
     "resolve_resume": "fwasync.checkpoints.resume",
+    "rollout_datums": "fwasync.rollout.trajectory",
     "save_checkpoint": "fwasync.checkpoints.saving",
     "timer": "fwasync.tracking.timers",
 }

@@ -10,7 +10,8 @@ FwasyncError                          what happened · cause · what to do; neve
 ├─ CheckpointLedgerError              the ledger of checkpoints: corrupt, or the disk refuses
 ├─ TransportError                     the network: no answer was received
 │  ├─ ServiceUnreachableError         nothing answers at that address
-│  └─ RetryBudgetExhaustedError       it stayed broken for the whole retry budget
+│  ├─ RetryBudgetExhaustedError       it stayed broken for the whole retry budget
+│  └─ StreamBrokenError               an answer that came in pieces broke off
 ├─ ServiceError                       the service answered no; has `status`
 │  ├─ BadRequestError                 400, 422 and other refusals of the content
 │  ├─ AuthenticationError             401
@@ -27,6 +28,13 @@ FwasyncError                          what happened · cause · what to do; neve
 ├─ WeightSyncError                    new weights did not get to the deployment; has `snapshot`, `deployment`
 │  ├─ HotLoadFailedError              the deployment cannot load the snapshot, or says that it failed
 │  └─ HotLoadTimeoutError (TimeoutError)   not loaded by every replica within the time it had
+├─ RolloutError                       a rollout, or the scheduling of rollouts, failed
+│  ├─ RecoverableRolloutError         this rollout is lost and the run goes on; rollouts may raise it
+│  │  ├─ RolloutTimeoutError (TimeoutError)   a rollout had not ended by its deadline
+│  │  ├─ RewardTimeoutError (TimeoutError)    a reward function was killed at its time limit
+│  │  └─ RewardCrashedError           the process of a reward function ended in the middle of a call
+│  ├─ CircuitBreakerTrippedError      so many rollouts failed that going on would waste the run
+│  └─ RolloutStalledError             nothing moved for too long; the text names what is stuck
 └─ OperationError                     an operation was accepted or queued and did not succeed
    ├─ OperationFailedError            the service ran it and it failed; has `category`
    ├─ OperationTimeoutError (TimeoutError)   our deadline; carries the future, which stays good
@@ -53,6 +61,7 @@ __all__ = (
     "AuthenticationError",
     "BadRequestError",
     "CheckpointLedgerError",
+    "CircuitBreakerTrippedError",
     "ClosedError",
     "ConflictError",
     "DatasetError",
@@ -71,14 +80,21 @@ __all__ = (
     "ProvisioningError",
     "ProvisioningTimeoutError",
     "RateLimitError",
+    "RecoverableRolloutError",
     "ResultLostError",
     "RetryBudgetExhaustedError",
+    "RewardCrashedError",
+    "RewardTimeoutError",
+    "RolloutError",
+    "RolloutStalledError",
+    "RolloutTimeoutError",
     "RunDirectoryError",
     "SequenceBrokenError",
     "ServiceError",
     "ServiceUnavailableError",
     "ServiceUnreachableError",
     "SessionLostError",
+    "StreamBrokenError",
     "TrainerJobFailedError",
     "TransportError",
     "UsageError",
@@ -132,6 +148,10 @@ class ServiceUnreachableError(TransportError):
 
 class RetryBudgetExhaustedError(TransportError):
     """The request kept failing for the whole retry budget."""
+
+
+class StreamBrokenError(TransportError):
+    """An answer that came in pieces broke off before its end; what had come was given out, and is all there is."""
 
 
 class ServiceError(FwasyncError):
@@ -226,6 +246,45 @@ class HotLoadFailedError(WeightSyncError):
 
 class HotLoadTimeoutError(WeightSyncError, TimeoutError):
     """Not every replica was ready with the snapshot within the time it had; it may still get there."""
+
+
+class RolloutError(FwasyncError):
+    """A rollout failed, or rollouts cannot be scheduled any further."""
+
+
+class RecoverableRolloutError(RolloutError):
+    """This rollout is lost, by no fault of the program: it is counted, and the run goes on.
+
+    Rollouts raise it for what happens in their own surroundings: a sandbox that went away, a tool that is down.
+    """
+
+
+class RolloutTimeoutError(RecoverableRolloutError, TimeoutError):
+    """A rollout had not ended by its deadline and was cancelled."""
+
+
+class RewardTimeoutError(RecoverableRolloutError, TimeoutError):
+    """A reward function had not returned within its time and was killed, with every process that it had started."""
+
+
+class RewardCrashedError(RecoverableRolloutError):
+    """The process of a reward function ended in the middle of a call: out of memory, or a crash of native code."""
+
+
+class CircuitBreakerTrippedError(RolloutError):
+    """So many rollouts failed that something they all depend on must be broken."""
+
+
+class RolloutStalledError(RolloutError):
+    """Nothing moved for too long.
+
+    Attributes:
+        tasks: The stacks of all tasks of the event loop at that moment; empty where none were taken.
+    """
+
+    def __init__(self, message: str, *, tasks: str = "") -> None:
+        super().__init__(message)
+        self.tasks = tasks
 
 
 class OperationError(FwasyncError):

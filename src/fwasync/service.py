@@ -14,6 +14,7 @@ from fwasync._http.transport import Transport
 from fwasync._wire.messages import Capabilities
 from fwasync.errors import UsageError
 from fwasync.sampling.client import AsyncSamplingClient
+from fwasync.sampling.concurrency import ConcurrencyController
 from fwasync.training.client import AsyncTrainingClient
 from fwasync.training.model import ModelSpec
 
@@ -119,19 +120,25 @@ class AsyncServiceClient:
         return AsyncTrainingClient(self._session, ModelSpec(base_model, lora_rank, state=path, with_optimizer=True))
 
     def create_sampling_client(
-        self, *, model_path: str | None = None, base_model: str | None = None
+        self,
+        *,
+        model_path: str | None = None,
+        base_model: str | None = None,
+        concurrency: ConcurrencyController | None = None,
     ) -> AsyncSamplingClient:
         """A client that samples from a snapshot or from a base model; entered with `async with`.
 
         Args:
             model_path: A snapshot's path, from `save_weights_for_sampler`.
             base_model: Or one of the service's models.
+            concurrency: How many samples run at a time; one controller may serve several clients, and the samplers of
+                deployments too. Unset: as many as are asked for.
 
         Raises:
             UsageError: Both or neither are given.
             NotFoundError, BadRequestError: On entering: the service does not have it.
         """
-        return AsyncSamplingClient(self._session, model_path=model_path, base_model=base_model)
+        return AsyncSamplingClient(self._session, model_path=model_path, base_model=base_model, concurrency=concurrency)
 
     async def get_server_capabilities(self) -> GetServerCapabilitiesResponse:
         """The models that the service can train and sample.

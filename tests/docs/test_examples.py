@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 import re
 import subprocess
 import sys
@@ -20,14 +21,17 @@ import pytest
 
 from fwasync import (
     AsyncDeploymentManager,
-    AsyncDeploymentSampler,
     AsyncFireworksClient,
+    AsyncRolloutScheduler,
     AsyncServiceClient,
     AsyncTrainerJobManager,
     AsyncTrainingClient,
     DeployConfig,
+    Rollout,
+    RolloutSettings,
     SampledCompletion,
     ServiceClient,
+    rollout_datums,
     types,
 )
 from fwasync.data.chat import ChatTokenizer
@@ -174,28 +178,6 @@ async def drive_look_around(example: Callable[..., Awaitable[None]]) -> None:
         await example(AsyncTrainerJobManager(fireworks), AsyncDeploymentManager(fireworks), fireworks)
 
 
-@asynccontextmanager
-async def deployed() -> AsyncIterator[AsyncDeploymentSampler]:
-    async with launch() as local, AsyncFireworksClient(local.base_url, local.api_key) as fireworks:
-        deployments = AsyncDeploymentManager(fireworks)
-        async with (
-            DeployConfig().launch(deployments, base_model="accounts/fwasync/models/qwen3-tiny") as deployment,
-            AsyncDeploymentSampler(local.base_url, deployment.inference_model, local.api_key) as sampler,
-        ):
-            yield sampler
-
-
-async def drive_sample_many(example: Callable[..., Awaitable[list[list[SampledCompletion]]]]) -> None:
-    async with deployed() as sampler:
-        groups = await example(sampler, [TOKENS[:3], TOKENS[:5]])
-    assert [len(group) for group in groups] == [8, 8]
-
-
-async def drive_first_words(example: Callable[..., Awaitable[list[int]]]) -> None:
-    async with deployed() as sampler:
-        assert 1 <= len(await example(sampler, TOKENS[:3])) <= 16
-
-
 async def drive_test_a_bad_network_changes_nothing(example: Callable[..., Awaitable[None]]) -> None:
     with blocking_local_service() as local:
         await example(local)
@@ -207,12 +189,76 @@ async def drive_test_another_order(example: Callable[..., Awaitable[None]]) -> N
             await example(local, client, [DATUM], types.AdamParams(learning_rate=3e-3))
 
 
+@asynccontextmanager
+async def deployed() -> AsyncIterator[tuple[str, str, str]]:
+    async with launch() as local, AsyncFireworksClient(local.base_url, local.api_key) as fireworks:
+        deployments = AsyncDeploymentManager(fireworks)
+        async with DeployConfig().launch(deployments, base_model="accounts/fwasync/models/qwen3-tiny") as deployment:
+            yield local.base_url, local.api_key, deployment.inference_model
+
+
+async def drive_sample_groups(example: Callable[..., Awaitable[list[list[SampledCompletion]]]]) -> None:
+    async with deployed() as (url, key, name):
+        groups = await example(url, key, name, [TOKENS[:n] for n in (3, 4)])
+        assert [[each.prompt_len for each in group] for group in groups] == [[3] * 8, [4] * 8]
+
+
+async def drive_stream(example: Callable[..., Awaitable[str]]) -> None:
+    async with deployed() as (url, key, name):
+        assert await example(url, key, name, TOKENS)
+
+
+async def drive_share(example: Callable[..., Awaitable[None]]) -> None:
+    async with deployed() as (url, key, name):
+        await example(url, key, name, TOKENS)
+
+
+async def drive_on_a_service(example: Callable[..., Awaitable[None]]) -> None:
+    async with local_service() as local:
+        await example(local)
+
+
+drive_test_provisioning = drive_test_hot_loads = drive_test_sampling = drive_on_a_service
+
+
+async def drive_test_pre_emption(example: Callable[..., Awaitable[None]]) -> None:
+    async with local_service() as local:
+        await example(local, [DATUM], types.AdamParams(learning_rate=3e-3))
+
+
 async def drive_test_resume(example: Callable[..., Awaitable[None]]) -> None:
     await example([DATUM], types.AdamParams(learning_rate=3e-3))
 
 
 async def drive_test_gives_up_after_an_hour(example: Callable[[], None]) -> None:
     await anyio.to_thread.run_sync(example)  # it brings an event loop of its own
+
+
+async def drive_use_the_calculator(example: Callable[..., Awaitable[Rollout]]) -> None:
+    async def calculator(text: str) -> str:
+        return "4"
+
+    async with training() as (service, client):
+        name = (await client.get_info()).model_data.tokenizer_id
+        tokenizer = await anyio.to_thread.run_sync(ChatTokenizer.load, name)
+        row = {"question": "2+2?", "truth": "4", "calculator": calculator}
+        limits = RolloutSettings(groups_per_batch=1, group_size=2)
+        sampler = service.create_sampling_client(base_model="fwasync/qwen3-tiny")
+        async with AsyncRolloutScheduler([row], example, limits, sampler=sampler, tokenizer=tokenizer) as scheduler:
+            batch = await anext(scheduler)
+            (group,) = await batch.collect()
+            await scheduler.publish(batch)
+        # The service scores the very tokens that were sampled as the sampler did.
+        for datum, rollout in zip(rollout_datums([group]), group.rollouts, strict=True):
+            (segment,) = rollout.segments
+            scored = (await client.forward([datum], "importance_sampling")).loss_fn_outputs[0]["logprobs"].to_numpy()
+            np.testing.assert_allclose(scored[segment.mask[1:]], segment.logprobs[segment.mask], atol=1e-4)
+            changes = np.flatnonzero(np.diff(segment.mask.astype(int)))
+            assert len(changes) == 3, "given, sampled, given, sampled"
+
+
+async def drive_graded(example: Callable[..., Awaitable[bool]]) -> None:
+    assert await example(operator.eq, "4", "4")
 
 
 async def drive_qwen3(example: Callable[..., Any]) -> None:

@@ -19,10 +19,12 @@ import pytest
 import pytest_asyncio
 
 from fwasync import AsyncServiceClient, AsyncTrainingClient, RetryPolicy, errors, types
+from fwasync._wire.completions import PATH as COMPLETIONS
 from fwasync._wire.faults import Route
 from fwasync.local import launch
 from fwasync.local.app import build_app
-from fwasync.local.faults import route_of
+from fwasync.local.control.routes import control_routes
+from fwasync.local.faults import control_route_of, route_of
 from fwasync.testing import (
     AsyncScriptedService,
     Delay,
@@ -483,4 +485,8 @@ async def test_who_has_no_key_meets_no_fault(service: AsyncScriptedService) -> N
 
 async def test_every_route_of_the_service_has_a_name() -> None:
     paths = [getattr(route, "path", "") for route in build_app(MagicMock(), "key").routes]
-    assert {route_of(path.removeprefix("/api/v1/")) for path in paths} == set(get_args(Route)) - {"*"}
+    names = {route_of(path.removeprefix("/api/v1/")) for path in paths}
+    names |= {control_route_of("POST", COMPLETIONS)[0]}
+    for route in control_routes(MagicMock()):
+        names |= {control_route_of(method, route.path)[0] for method in (route.methods or set()) - {"HEAD"}}
+    assert names == set(get_args(Route)) - {"*"}

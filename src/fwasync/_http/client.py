@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -246,10 +246,12 @@ class Http:
         retry: RetryPolicy | None = None,
         headers: Mapping[str, str] | None = None,
         timeout: float = _ATTEMPT_TIMEOUT_S,
+        on_failure: Callable[[int | None, int], None] | None = None,
     ) -> bytes:
         """Send a request until it is answered for good: the body of a success, or an error.
 
-        All attempts carry one idempotency key. `retry` is that of the object unless it is given.
+        All attempts carry one idempotency key. `retry` is that of the object unless it is given. `on_failure` is told
+        the status (`None` for no answer) of each attempt that is to be repeated, and how many there were before.
 
         Raises:
             ServiceError: A refusal; its class tells which.
@@ -286,6 +288,8 @@ class Http:
                 if failure.status not in RETRYABLE_STATUSES:
                     raise self.refusal(failure, path)
                 reached, wanted = True, failure.retry_after_s
+            if on_failure is not None:
+                on_failure(failure.status if isinstance(failure, Answer) else None, attempt - 1)
             delay = retry.delay(
                 attempt,
                 elapsed_s=anyio.current_time() - started,

@@ -109,7 +109,10 @@ class Usage(Message):
 
 
 class Completion(Message):
-    """An answer, or one event of it. `perf_metrics` are seconds and counts, as text."""
+    """An answer, or one event of it. `perf_metrics` are seconds and counts, as text.
+
+    `error` is an event of its own, by which a service tells that it failed after the answer had begun.
+    """
 
     id: str | None = None
     object: str | None = None
@@ -118,6 +121,7 @@ class Completion(Message):
     choices: list[CompletionChoice] | None = None
     usage: Usage | None = None
     perf_metrics: dict[str, str | int | float] | None = None
+    error: Any = None
 
 
 def encode_event(data: bytes) -> bytes:

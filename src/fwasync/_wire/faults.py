@@ -1,9 +1,10 @@
-"""The plan of scripted faults and what came of it: the messages of the local service's admin API.
+"""The plan of scripted faults, as the local service's admin API takes it.
 
 A plan is a list of rules. A rule is an action, the route that it strikes, and at which occasions: the nth, every
 nth, the first n, or with a probability (reproducible from the plan's seed); without any of these, always. What
-an occasion is depends on the action: a request for those that disturb the exchange, a new operation (however
-often it is sent) for those that strike the operation or its future. At an occasion at most one fault happens,
+an occasion is depends on the action: a request for those that disturb the exchange, a streamed answer for those that
+disturb its stream, and for those that strike an operation or its future, the start of a resource or a hot-load: that it
+was accepted, however often it is sent. At an occasion at most one fault happens,
 that of the first rule whose turn it is; all rules go on counting.
 """
 
@@ -15,27 +16,28 @@ import msgspec
 
 __all__ = (
     "Action",
-    "AppliedOperation",
+    "CutStream",
     "Delay",
     "Drop",
-    "Effects",
     "EvictSession",
+    "FailHotLoad",
     "FailOperation",
+    "FailProvisioning",
     "Fault",
-    "FaultEvent",
     "FaultPlan",
-    "FaultReport",
     "Kill",
     "LoseFuture",
     "Nan",
     "NotReady",
+    "Preempt",
     "Reject",
-    "ReleaseRequest",
-    "Released",
     "Reset",
     "Route",
     "SlowFuture",
+    "SlowStream",
+    "StaleReplica",
     "Status",
+    "StuckProvisioning",
     "Truncate",
     "routes_of",
 )
@@ -44,21 +46,35 @@ Route = Literal[
     "*",
     "asample",
     "cancel_future",
+    "cancel_trainer_job",
     "checkpoints",
     "client/config",
     "client/dynamic_config",
+    "completions",
+    "control_plane",
+    "create_deployment",
     "create_model",
     "create_sampling_session",
     "create_session",
+    "create_trainer_job",
+    "delete_deployment",
+    "delete_trainer_job",
     "finish_session",
     "forward",
     "forward_backward",
+    "get_deployment",
     "get_info",
     "get_server_capabilities",
+    "get_trainer_job",
     "healthz",
+    "hot_load",
+    "hot_load_status",
     "list_checkpoints",
+    "list_deployments",
+    "list_trainer_jobs",
     "load_weights",
     "optim_step",
+    "resume_trainer_job",
     "retrieve_future",
     "samplers",
     "save_weights",
@@ -68,14 +84,33 @@ Route = Literal[
     "telemetry",
     "training_runs",
     "unload_model",
+    "update_deployment",
     "weights_info",
 ]
-"""A route is named by the first part of its path below `/api/v1`, but for `client/…` and for `sessions/{id}/finish`,
-which is `finish_session`. `*` is every route that the action can strike."""
+"""A route of the trainer API is named by the first part of its path below `/api/v1`, but for `client/…` and for
+`sessions/{id}/finish`, which is `finish_session`; that it goes through a trainer job's gateway makes no difference.
+Those of trainer jobs, deployments, hot-loads and completions have names of their own, and `control_plane` is the rest.
+`*` is every route that the action can strike."""
 
 _NUMERIC = ("forward", "forward_backward", "optim_step")
 _OPERATIONS = (*_NUMERIC, "load_weights", "save_weights", "save_weights_for_sampler", "unload_model")
 _FUTURES = (*_OPERATIONS, "asample", "create_model")
+_STARTS = ("create_deployment", "create_trainer_job", "resume_trainer_job")
+_OF_CONTROL = (
+    *_STARTS,
+    "cancel_trainer_job",
+    "completions",
+    "control_plane",
+    "delete_deployment",
+    "delete_trainer_job",
+    "get_deployment",
+    "get_trainer_job",
+    "hot_load",
+    "hot_load_status",
+    "list_deployments",
+    "list_trainer_jobs",
+    "update_deployment",
+)
 _OF_SESSIONS = (*_FUTURES, "create_sampling_session", "get_info", "session_heartbeat")
 
 
@@ -189,6 +224,72 @@ class Kill(_Wire, frozen=True, tag="kill"):
     """Do the work, wait until the operation has taken effect, and kill the service's process (`kill -9`)."""
 
 
+class Preempt(_Wire, frozen=True, tag="preempt"):
+    """Take the machines away from the trainer job through whose gateway a request comes, or that is asked for.
+
+    The request is answered as the gateway of a job that does not run answers. The job's sessions and models are gone,
+    its checkpoints are not; resuming it starts it again.
+    """
+
+    state: Literal["JOB_STATE_FAILED", "JOB_STATE_PAUSED", "JOB_STATE_CANCELLED"] = "JOB_STATE_FAILED"
+    message: str = "pre-empted by a scripted fault"
+
+
+class StuckProvisioning(_Wire, frozen=True, tag="stuck_provisioning"):
+    """Let a trainer job or deployment not come up, for some seconds or until it is released.
+
+    `state` is what a job says meanwhile; a deployment is CREATING.
+    """
+
+    seconds: float | None = None
+    state: Literal["JOB_STATE_PENDING", "JOB_STATE_CREATING"] = "JOB_STATE_PENDING"
+
+    def __post_init__(self) -> None:
+        _require_not_negative("StuckProvisioning", "seconds", self.seconds)
+
+
+class FailProvisioning(_Wire, frozen=True, tag="fail_provisioning"):
+    """Let a trainer job or deployment fail instead of coming up."""
+
+    message: str = "a scripted fault"
+
+
+class FailHotLoad(_Wire, frozen=True, tag="fail_hot_load"):
+    """Let a hot-load fail on one replica, counted from 0, or on all: it says so, and keeps what it serves."""
+
+    replica: int | None = None
+    message: str = "a scripted fault"
+
+
+class StaleReplica(_Wire, frozen=True, tag="stale_replica"):
+    """Let one replica, counted from 0, keep what it serves at a hot-load, as if it had not heard of it."""
+
+    replica: int = 0
+
+
+class CutStream(_Wire, frozen=True, tag="cut_stream"):
+    """Close the connection of a streamed completion after so many events.
+
+    `clean` ends the answer in order, as a proxy does whose server has died: only what is missing tells of it.
+    """
+
+    events: int = 1
+    clean: bool = False
+
+    def __post_init__(self) -> None:
+        if self.events < 0:
+            raise ValueError(f"CutStream: events is {self.events}; it must be at least 0")
+
+
+class SlowStream(_Wire, frozen=True, tag="slow_stream"):
+    """Wait for some seconds before each event of a streamed completion."""
+
+    seconds: float
+
+    def __post_init__(self) -> None:
+        _require_not_negative("SlowStream", "seconds", self.seconds)
+
+
 Action = (
     Drop
     | Reset
@@ -203,9 +304,17 @@ Action = (
     | EvictSession
     | Nan
     | Kill
+    | Preempt
+    | StuckProvisioning
+    | FailProvisioning
+    | FailHotLoad
+    | StaleReplica
+    | CutStream
+    | SlowStream
 )
 
 _ALL: tuple[str, ...] = tuple(name for name in get_args(Route) if name != "*")
+_OF_TRAINERS = tuple(name for name in _ALL if name not in _OF_CONTROL)
 
 
 def routes_of(action: Action) -> tuple[str, ...]:
@@ -221,6 +330,14 @@ def routes_of(action: Action) -> tuple[str, ...]:
             return _NUMERIC
         case EvictSession():
             return _OF_SESSIONS
+        case Preempt():
+            return (*_OF_TRAINERS, "get_trainer_job")
+        case StuckProvisioning() | FailProvisioning():
+            return _STARTS
+        case FailHotLoad() | StaleReplica():
+            return ("hot_load",)
+        case CutStream() | SlowStream():
+            return ("completions",)
         case _:
             return _ALL
 
@@ -269,66 +386,6 @@ class FaultPlan(_Wire, frozen=True):
 
     faults: list[Fault] = []
     seed: int = 0
-
-
-# -- what came of it -------------------------------------------------------------------------------
-
-
-class FaultEvent(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A fault that happened.
-
-    Attributes:
-        rule: Which rule of the plan, from 0.
-        action: The action's name, such as `drop`.
-        route: Where it struck.
-        model_id: The model of the request, where it names one.
-        seq_id: The number of the operation within its model, where it has one.
-        request_id: The future, where it is known.
-    """
-
-    rule: int
-    action: str
-    route: str
-    model_id: str | None = None
-    seq_id: int | None = None
-    request_id: str | None = None
-
-
-class FaultReport(msgspec.Struct, frozen=True):
-    """What a plan has done so far.
-
-    Attributes:
-        fired: For each rule, how often it struck.
-        log: What happened, in order; the newest ten thousand.
-    """
-
-    fired: list[int]
-    log: list[FaultEvent]
-
-
-class AppliedOperation(msgspec.Struct, frozen=True):
-    """An operation that took effect: its route, and its number within its model if it had one."""
-
-    kind: str
-    seq_id: int | None
-
-
-class Effects(msgspec.Struct, frozen=True):
-    """What the service applied since it was started, by model, in order."""
-
-    models: dict[str, list[AppliedOperation]]
-
-
-class ReleaseRequest(_Wire, frozen=True):
-    """Let a withheld result go, or all of them."""
-
-    request_id: str | None = None
-
-
-class Released(msgspec.Struct, frozen=True):
-    """How many results were let go."""
-
-    released: int
 
 
 def _require_not_negative(action: str, field: str, value: Any) -> None:

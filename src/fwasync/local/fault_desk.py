@@ -1,12 +1,15 @@
-"""The scripted faults of a running service: the plan in force, what it does to operations, and the admin API.
+"""The scripted faults of a running service: the plan in force, what it does to operations, resources and hot-loads, and
+the admin API.
 
 Invariants
-    * A new plan begins from zero: counters are cleared, withheld results are released, lost ones found again.
+    * A new plan begins from zero: counters are cleared, withheld results are released, lost ones found again, and what
+      was kept from starting starts.
     * What the service applied is written down on the training thread at the moment when it took effect.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
@@ -21,20 +24,23 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from fwasync._wire import tensors
+from fwasync._wire.fault_reports import AppliedOperation, Effects, Released, ReleaseRequest
 from fwasync._wire.faults import (
     Action,
-    AppliedOperation,
-    Effects,
     EvictSession,
+    FailHotLoad,
     FailOperation,
+    FailProvisioning,
     FaultPlan,
     Nan,
     Reject,
-    Released,
-    ReleaseRequest,
+    StaleReplica,
+    StuckProvisioning,
     routes_of,
 )
 from fwasync._wire.protobuf.results import decode_outputs
+from fwasync.local.control.hurdles import Hurdle
+from fwasync.local.control.records import Load
 from fwasync.local.engine.api import EngineError
 from fwasync.local.faults import FaultScript, FutureFaults, Who
 from fwasync.local.operations import Submission, Target, Work
@@ -75,6 +81,7 @@ class FaultDesk:
             Route("/admin/faults", self._delete, methods=["DELETE"]),
             Route("/admin/release", self._release, methods=["POST"]),
             Route("/admin/effects", self._applied, methods=["GET"]),
+            Route("/admin/sampling", self._sampling, methods=["GET"]),
             Route("/admin/kill", self._kill, methods=["POST"]),
         ]
 
@@ -109,6 +116,32 @@ class FaultDesk:
 
         return noted
 
+    # -- the control plane -------------------------------------------------------------------------
+
+    def hurdle(self, route: str, resource: str) -> Hurdle | None:
+        """What keeps a trainer job or deployment from starting."""
+        is_job = route.endswith("_job")
+        match self.script.fire("operation", route, Who(resource=resource)):
+            case StuckProvisioning(seconds, state):
+                until = math.inf if seconds is None else time.time() + seconds
+                return Hurdle(state if is_job else "CREATING", "held up by a scripted fault", until)
+            case FailProvisioning(message):
+                return Hurdle("JOB_STATE_FAILED" if is_job else "FAILED", message, fails=True)
+            case _:
+                return None
+
+    def alter_load(self, deployment: str, load: Load) -> Load:
+        """What becomes of a hot-load: itself, or something worse."""
+        match self.script.fire("operation", "hot_load", Who(resource=deployment)):
+            case FailHotLoad(None, message):
+                return msgspec.structs.replace(load, error=message)
+            case FailHotLoad(int(replica), message):
+                return msgspec.structs.replace(load, kept={replica: message})
+            case StaleReplica(replica):
+                return msgspec.structs.replace(load, kept={replica: ""})
+            case _:
+                return load
+
     # -- sessions and futures ----------------------------------------------------------------------
 
     def evict(self, session_id: str, action: EvictSession) -> None:
@@ -136,6 +169,7 @@ class FaultDesk:
     def _begin(self, plan: FaultPlan) -> None:
         self.script = FaultScript(plan)
         self.futures = FutureFaults()
+        self.service.control.hurdles.release(None)
         self._wake()
 
     def _wake(self) -> None:
@@ -155,13 +189,21 @@ class FaultDesk:
 
     async def _release(self, request: Request) -> Response:
         message = await read_message(request, ReleaseRequest)
-        released = self.futures.release(message.request_id)
+        everything = message.request_id is None and message.resource is None
+        released = 0
+        if message.request_id is not None or everything:
+            released += self.futures.release(message.request_id)
+        if message.resource is not None or everything:
+            released += self.service.control.hurdles.release(message.resource)
         self._wake()
         return json_response(msgspec.json.encode(Released(released)))
 
     async def _applied(self, _request: Request) -> Response:
         effects = Effects({model_id: list(applied) for model_id, applied in list(self._effects.items())})
         return json_response(msgspec.json.encode(effects))
+
+    async def _sampling(self, _request: Request) -> Response:
+        return json_response(msgspec.json.encode(await self.service.samplers.load()))
 
     async def _kill(self, _request: Request) -> Response:
         kill()

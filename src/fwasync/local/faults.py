@@ -13,27 +13,34 @@ from __future__ import annotations
 import random
 from collections import Counter, deque
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
+from fwasync._wire import completions, hot_load
+from fwasync._wire.fault_reports import FaultEvent, FaultReport
 from fwasync._wire.faults import (
     Action,
+    CutStream,
+    FailHotLoad,
     FailOperation,
+    FailProvisioning,
     Fault,
-    FaultEvent,
     FaultPlan,
-    FaultReport,
     LoseFuture,
     Nan,
     Reject,
+    Route,
     SlowFuture,
+    SlowStream,
+    StaleReplica,
+    StuckProvisioning,
     routes_of,
 )
 
-__all__ = ("FaultScript", "FutureFaults", "Held", "Lost", "Occasion", "Who", "route_of")
+__all__ = ("FaultScript", "FutureFaults", "Held", "Lost", "Occasion", "Who", "control_route_of", "route_of")
 
-Occasion = Literal["request", "operation", "future"]
-"""When faults are decided: as a request comes in, as a new training operation is accepted, or as a new future
-is acknowledged."""
+Occasion = Literal["request", "stream", "operation", "future"]
+"""When faults are decided: as a request comes in; as one comes in that asks for a stream and has met no other fault; as
+a new training operation, start of a resource or hot-load is accepted; or as a new future is acknowledged."""
 
 _LONGEST_LOG = 10_000
 _WITHOUT_GATE = ("asample", "create_model")
@@ -46,6 +53,7 @@ class Who:
     model_id: str | None = None
     seq_id: int | None = None
     request_id: str | None = None
+    resource: str | None = None
 
 
 def route_of(path: str) -> str:
@@ -53,6 +61,27 @@ def route_of(path: str) -> str:
     if path.startswith("client/"):
         return path
     return "finish_session" if path.endswith("/finish") else path.partition("/")[0]
+
+
+_KINDS = {"rlorTrainerJobs": "trainer_job", "deployments": "deployment"}
+_VERBS = {"GET": "get", "POST": "create", "PATCH": "update", "DELETE": "delete"}
+
+
+def control_route_of(method: str, path: str) -> tuple[str, str | None]:
+    """The name of a route that is not the trainer API's, and the id of the resource that its path names."""
+    if path == completions.PATH:
+        return "completions", None
+    if path == hot_load.PATH:
+        return ("hot_load" if method == "POST" else "hot_load_status"), None
+    _, _, _, _, kind, *rest = [*path.split("/"), "", "", ""]
+    resource, _, verb = rest[0].partition(":") if rest else ("", "", "")
+    if kind not in _KINDS or any(rest[1:]):
+        return "control_plane", None
+    if not resource:
+        name = f"list_{_KINDS[kind]}s" if method == "GET" else f"create_{_KINDS[kind]}"
+    else:
+        name = f"{verb or _VERBS.get(method, '')}_{_KINDS[kind]}"
+    return (name if name in get_args(Route) else "control_plane"), resource or None
 
 
 def _fits(action: Action, occasion: Occasion, route: str) -> bool:
@@ -65,6 +94,10 @@ def _fits(action: Action, occasion: Occasion, route: str) -> bool:
             return occasion == ("future" if route in _WITHOUT_GATE else "operation")
         case Nan() | Reject(counted=True):
             return occasion == "operation"
+        case StuckProvisioning() | FailProvisioning() | FailHotLoad() | StaleReplica():
+            return occasion == "operation"
+        case CutStream() | SlowStream():
+            return occasion == "stream"
         case _:
             return occasion == "request"
 
@@ -97,7 +130,7 @@ class FaultScript:
         action = self._faults[chosen].action
         self._fired[chosen] += 1
         name = action.__struct_config__.tag
-        event = FaultEvent(chosen, str(name), route, who.model_id, who.seq_id, who.request_id)
+        event = FaultEvent(chosen, str(name), route, who.model_id, who.seq_id, who.request_id, who.resource)
         self._log.append(event)
         return action
 

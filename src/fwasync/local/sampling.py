@@ -11,14 +11,18 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+import anyio
 import anyio.to_thread
 import msgspec
 import tokenizers
 
+from fwasync._wire.fault_reports import SamplingLoad
 from fwasync._wire.messages import (
     CreateSamplingSessionRequest,
     SampleRequestMessage,
@@ -27,7 +31,7 @@ from fwasync._wire.messages import (
 )
 from fwasync._wire.runs import SamplerInfo
 from fwasync._wire.tensors import ModelInputMessage, model_input_tokens
-from fwasync.local.engine.api import Engine, SampleRequest
+from fwasync.local.engine.api import Engine, SampledToken, SampleRequest
 from fwasync.local.futures import FutureStore, Slot
 from fwasync.local.operations import digest_of
 from fwasync.local.refusal import Refusal, Refused
@@ -37,9 +41,12 @@ from fwasync.local.sessions import Sessions
 from fwasync.local.tokenizer import build_tokenizer
 from fwasync.local.weights import WeightsPath, WeightStore
 
-__all__ = ("SamplingDesk",)
+__all__ = ("SamplingDesk", "Watcher")
 
 T = TypeVar("T")
+
+Watcher = Callable[[SampledToken | None], None]
+"""Is told each token of a request as soon as it is sampled, and `None` when there is a result; on the event loop."""
 
 # Larger requests are decoded in a thread.
 _LARGE_BODY = 32_768
@@ -69,9 +76,10 @@ class SamplingDesk:
         self._sessions = sessions
         self._open: dict[str, SamplingSession] = {}
         self._running: set[str] = set()
+        self._watchers: dict[str, Watcher] = {}
         self._tokenizer = build_tokenizer()
-        loop = asyncio.get_running_loop()
-        self._thread = SamplingThread(engine, lambda results: loop.call_soon_threadsafe(self._resolve, results))
+        self._loop = asyncio.get_running_loop()
+        self._thread = SamplingThread(engine, partial(self._loop.call_soon_threadsafe, self._take))
 
     # -- sampling sessions -------------------------------------------------------------------------
 
@@ -191,12 +199,26 @@ class SamplingDesk:
         self.begin(weights, request)
         return request_id, request.num_samples
 
-    def begin(self, weights: Weights, request: SampleRequest) -> Slot:
+    def begin(self, weights: Weights, request: SampleRequest, watcher: Watcher | None = None) -> Slot:
         """Hand a request to the sampling thread; returns the future of its key."""
         slot = self._futures.open(request.key, lambda: "sampling")
         self._running.add(request.key)
-        self._thread.submit(weights, request)
+        if watcher is not None:
+            self._watchers[request.key] = watcher
+        self._thread.submit(weights, request, watched=watcher is not None)
         return slot
+
+    async def load(self) -> SamplingLoad:
+        """What there is to do, after everything that was asked for and cancelled before."""
+        told, answered = list[SamplingLoad](), anyio.Event()
+
+        def tell(load: SamplingLoad) -> None:
+            told.append(load)
+            answered.set()
+
+        self._thread.ask(partial(self._loop.call_soon_threadsafe, tell))
+        await answered.wait()
+        return told[0]
 
     def cancel(self, request_id: str) -> bool:
         """Stop a sample. Returns whether the request is one, finished or not."""
@@ -206,10 +228,20 @@ class SamplingDesk:
         self._resolve([(request_id, failed("the sample was cancelled", "user"))])
         return True
 
+    def _take(self, results: list[tuple[str, Result]], tokens: list[SampledToken]) -> None:
+        for token in tokens:
+            watcher = self._watchers.get(token.key)
+            if watcher is not None:
+                watcher(token)
+        self._resolve(results)
+
     def _resolve(self, results: list[tuple[str, Result]]) -> None:
         for request_id, result in results:
             self._running.discard(request_id)
             self._futures.resolve(request_id, result)
+            watcher = self._watchers.pop(request_id, None)
+            if watcher is not None:
+                watcher(None)
 
     def _read(self, request_id: str, body: bytes) -> tuple[SampleRequestMessage, SampleRequest, bytes]:
         message = decode(body, SampleRequestMessage)

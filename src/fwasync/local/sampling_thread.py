@@ -3,6 +3,9 @@
 Invariants
     * Samplers are made, driven and dropped on this thread only.
     * A request that was handed in is delivered once, or cancelled.
+    * What a step sampled for a watched request is delivered before the next step, and with the request's result or
+      before it. Delivering waits for nobody.
+    * Commands are obeyed in order, between two steps: what is asked after a cancellation is told without it.
     * Idle samplers beyond a small number are dropped, the longest unused first; busy ones never.
 """
 
@@ -15,12 +18,14 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
+from fwasync._wire.fault_reports import SamplingLoad
 from fwasync._wire.messages import SampledSequenceMessage
 from fwasync._wire.messages import SampleResult as SampleResultMessage
-from fwasync.local.engine.api import Engine, EngineError, Sampler, SampleRequest, SampleResult
+from fwasync.local.engine.api import Engine, EngineError, SampledToken, Sampler, SampleRequest, SampleResult
 from fwasync.local.results import Result, failed, sample_result
 
 __all__ = ("SamplingThread", "Weights")
@@ -28,7 +33,7 @@ __all__ = ("SamplingThread", "Weights")
 _log = logging.getLogger(__name__)
 
 Delivery = tuple[str, Result]
-Deliver = Callable[[list[Delivery]], object]
+Deliver = Callable[[list[Delivery], list[SampledToken]], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +48,20 @@ class Weights:
 class _Station:
     sampler: Sampler
     keys: set[str] = field(default_factory=set[str])
+    watched: set[str] = field(default_factory=set[str])
+    begun: set[str] = field(default_factory=set[str])
+
+    def drop(self, key: str) -> None:
+        for names in (self.keys, self.watched, self.begun):
+            names.discard(key)
 
 
 class SamplingThread:
-    """Hands requests to samplers and results to `deliver`, which is called on this thread.
+    """Hands requests to samplers and what comes of them to `deliver`, which is called on this thread.
 
     Args:
         engine: Makes the samplers.
-        deliver: Gets (key, result) pairs.
+        deliver: Gets (key, result) pairs, and the tokens of watched requests.
         keep: How many samplers are kept when they are idle.
     """
 
@@ -58,28 +69,34 @@ class SamplingThread:
         self._engine = engine
         self._deliver = deliver
         self._keep = keep
-        self._commands: SimpleQueue[tuple[Weights, SampleRequest] | str] = SimpleQueue()
+        self._commands: SimpleQueue[Callable[[], list[Delivery]]] = SimpleQueue()
         self._stations: OrderedDict[Weights, _Station] = OrderedDict()
+        self._tokens = 0
         threading.Thread(target=self._run, name="fwasync-sampling", daemon=True).start()
 
-    def submit(self, weights: Weights, request: SampleRequest) -> None:
-        """Hand in a request; its key names its result."""
-        self._commands.put((weights, request))
+    def submit(self, weights: Weights, request: SampleRequest, *, watched: bool = False) -> None:
+        """Hand in a request; its key names its result, and its tokens if it is watched."""
+        self._commands.put(partial(self._submit, weights, request, watched))
 
     def cancel(self, key: str) -> None:
         """Stop a request and free its place; an unknown key is ignored."""
-        self._commands.put(key)
+        self._commands.put(partial(self._cancel, key))
+
+    def ask(self, answer: Callable[[SamplingLoad], object]) -> None:
+        """Have the load told, on this thread."""
+        self._commands.put(partial(self._tell, answer))
 
     def _run(self) -> None:
         while True:
             results = self._take_commands(wait=not any(s.sampler.busy for s in self._stations.values()))
+            tokens: list[SampledToken] = []
             for weights, station in list(self._stations.items()):
                 if station.sampler.busy:
-                    results += self._step(weights, station)
+                    results += self._step(weights, station, tokens)
             self._drop_idle()
-            if results:
+            if results or tokens:
                 try:
-                    self._deliver(results)
+                    self._deliver(results, tokens)
                 except RuntimeError:
                     return  # the loop is closed: the process ends
 
@@ -88,15 +105,12 @@ class SamplingThread:
         try:
             command = self._commands.get(block=wait)
             while True:
-                if isinstance(command, str):
-                    self._cancel(command)
-                else:
-                    results += self._submit(*command)
+                results += command()
                 command = self._commands.get_nowait()
         except Empty:
             return results
 
-    def _submit(self, weights: Weights, request: SampleRequest) -> list[Delivery]:
+    def _submit(self, weights: Weights, request: SampleRequest, watched: bool) -> list[Delivery]:
         try:
             station = self._stations.get(weights)
             if station is None:
@@ -105,24 +119,40 @@ class SamplingThread:
             self._stations.move_to_end(weights)
             station.sampler.submit(request)
             station.keys.add(request.key)
+            if watched:
+                station.watched.add(request.key)
         except Exception as error:
             return _failures([request.key], error)
         return []
 
-    def _cancel(self, key: str) -> None:
+    def _cancel(self, key: str) -> list[Delivery]:
         for station in self._stations.values():
             if key in station.keys:
-                station.keys.discard(key)
+                station.drop(key)
                 station.sampler.cancel(key)
+        return []
 
-    def _step(self, weights: Weights, station: _Station) -> list[Delivery]:
+    def _tell(self, answer: Callable[[SamplingLoad], object]) -> list[Delivery]:
+        stations = self._stations.values()
+        running = sum(len(station.begun) for station in stations)
+        waiting = sum(len(station.keys) for station in stations) - running
+        answer(SamplingLoad(waiting, running, self._tokens))
+        return []
+
+    def _step(self, weights: Weights, station: _Station, tokens: list[SampledToken]) -> list[Delivery]:
         try:
             finished = station.sampler.step()
         except Exception as error:
             # Its state is unknown now: the next request gets a new sampler.
             del self._stations[weights]
             return _failures(station.keys, error)
-        station.keys.difference_update(result.key for result in finished)
+        newest = station.sampler.newest
+        self._tokens += len(newest)
+        station.begun.update(token.key for token in newest)
+        if station.watched:
+            tokens += [token for token in newest if token.key in station.watched]
+        for result in finished:
+            station.drop(result.key)
         return [(result.key, _encode(result)) for result in finished]
 
     def _drop_idle(self) -> None:

@@ -201,10 +201,13 @@ def _add_faults(
     service: TrainerService, routes: list[Route], layers: list[Middleware]
 ) -> Literal["httptools"] | type[asyncio.Protocol]:
     from fwasync.local.fault_desk import FaultDesk
-    from fwasync.local.fault_layer import CuttableProtocol, FaultLayer
+    from fwasync.local.fault_exchange import CuttableProtocol
+    from fwasync.local.fault_layer import FaultLayer
 
     desk = FaultDesk(service)
     service.training.alter = desk.alter
+    service.control.hurdles.decide = desk.hurdle
+    service.control.hot_load.alter = desk.alter_load
     routes += desk.routes()
     layers.append(Middleware(FaultLayer, desk=desk))
     return CuttableProtocol

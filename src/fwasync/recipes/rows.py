@@ -12,15 +12,15 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 
 from fwasync.data.chat import ChatTokenizer
-from fwasync.data.jsonl import Chat, Problem
-from fwasync.data.supervised import Row, tokenize
+from fwasync.data.jsonl import Problem
+from fwasync.data.rendering import TrainOnWhat
+from fwasync.data.supervised import Row, load_supervised
 from fwasync.errors import DatasetError
 
-__all__ = ("TrainingRows", "render")
+__all__ = ("TrainingRows", "load_rows")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +28,15 @@ class TrainingRows:
     """What a file came to.
 
     Attributes:
-        path: The file.
+        source: The file.
         rows: A row for each chat, in order; `None` for one that is left out.
         lines: The line of each chat.
         dropped: Those that are left out: line and reason.
     """
 
-    path: Path
-    rows: tuple[Row | None, ...]
-    lines: tuple[int, ...]
+    source: str
+    rows: tuple[Row | None, ...] = field(repr=False)
+    lines: tuple[int, ...] = field(repr=False)
     dropped: tuple[Problem, ...] = ()
 
     @property
@@ -57,7 +57,7 @@ class TrainingRows:
         fits = [row is not None and len(row.tokens) <= max_seq_len for row in self.rows]
         if not any(fits):
             raise DatasetError(
-                f"{self.path}: all {len(self.rows)} rows are longer than {max_seq_len} tokens; nothing is left"
+                f"{self.source}: all {len(self.rows)} rows are longer than {max_seq_len} tokens; nothing is left"
             )
         dropped = [
             Problem(line, "", f"{len(row.tokens)} tokens are more than {max_seq_len}")
@@ -65,7 +65,7 @@ class TrainingRows:
             if row is not None and not fit
         ]
         rows = tuple(row if fit else None for row, fit in zip(self.rows, fits, strict=True))
-        return TrainingRows(self.path, rows, self.lines, (*self.dropped, *dropped))
+        return TrainingRows(self.source, rows, self.lines, (*self.dropped, *dropped))
 
     def split(self, others: Sequence[int]) -> tuple[TrainingRows, TrainingRows]:
         """The rows without some, and those."""
@@ -75,7 +75,7 @@ class TrainingRows:
             own = [index for index in range(len(self.rows)) if (index in apart) is wanted]
             lines = tuple(self.lines[index] for index in own)
             dropped = tuple(problem for problem in self.dropped if problem.line in lines)
-            parts.append(TrainingRows(self.path, tuple(self.rows[index] for index in own), lines, dropped))
+            parts.append(TrainingRows(self.source, tuple(self.rows[index] for index in own), lines, dropped))
         return parts[0], parts[1]
 
     def digest(self) -> str:
@@ -93,11 +93,36 @@ class TrainingRows:
         return f"{len(self.dropped)} of {len(self.rows)} rows are left out: {told}"
 
 
-def render(path: str | Path, chats: Sequence[Chat], tokenizer: ChatTokenizer) -> TrainingRows:
-    """Tokenize the chats of a file. This computes for a while: on an event loop, call it in a worker thread.
+async def load_rows(
+    source: str,
+    tokenizer: ChatTokenizer,
+    *,
+    renderer_name: str = "",
+    train_on_what: str = TrainOnWhat.ALL_ASSISTANT_MESSAGES,
+    max_examples: int | None = None,
+) -> TrainingRows:
+    """Read and tokenize a file of chats, in a worker thread.
+
+    Args:
+        source: A path or a URL.
+        tokenizer: The model's.
+        renderer_name: `module:attribute` of a renderer, instead of the tokenizer's chat template; see
+            `resolve_renderer`.
+        train_on_what: Which messages are learnt; see `TrainOnWhat`.
+        max_examples: Only so many rows are read.
 
     Raises:
-        DatasetError: The chat template refuses rows.
+        DatasetError: The file cannot be read or is faulty.
+        UsageError: The renderer cannot be had.
+
+    **Cancellation:** the reading stops; nothing goes on.
     """
-    found = tokenize(path, chats, tokenizer, max_seq_len=sys.maxsize)
-    return TrainingRows(Path(path), found.rows, tuple(chat.line for chat in chats))
+    found = await load_supervised(
+        source,
+        tokenizer,
+        max_seq_len=sys.maxsize,
+        renderer=renderer_name or None,
+        train_on_what=TrainOnWhat.parse(train_on_what),
+        max_rows=max_examples,
+    )
+    return TrainingRows(source, found.rows, tuple(row.line for row in found.rows))

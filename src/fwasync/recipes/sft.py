@@ -17,32 +17,32 @@ from __future__ import annotations
 import math
 import sys
 from collections import deque
-from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import anyio
 import anyio.to_thread
 import numpy as np
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from fwasync import APIFuture
 from fwasync.checkpoints.ledger import CheckpointEntry
 from fwasync.checkpoints.resume import ResumeInfo
-from fwasync.checkpoints.saving import PendingCheckpoint
+from fwasync.checkpoints.saving import CheckpointKind, PendingCheckpoint
 from fwasync.config import WandBConfig
 from fwasync.data.chat import ChatTokenizer
-from fwasync.data.jsonl import Chat, read_chats
+from fwasync.data.jsonl import read_chats
+from fwasync.data.rendering import TrainOnWhat
 from fwasync.data.supervised import Row, mean_loss, supervised_batch
 from fwasync.errors import FwasyncError
 from fwasync.recipes.batches import Batch, Batches, carve_out
 from fwasync.recipes.callbacks import EvalFn, StepCallback, called
 from fwasync.recipes.config import RecipeConfig
 from fwasync.recipes.optimizer import adam_params, remote_metrics
-from fwasync.recipes.rows import TrainingRows, render
+from fwasync.recipes.rows import TrainingRows, load_rows
 from fwasync.recipes.runner import Runner
 from fwasync.recipes.saving import DATA_KEY, Checkpoints, find_start
 from fwasync.recipes.stopping import StopRequest
@@ -59,12 +59,20 @@ PHASE = "sft"
 _LARGEST_EXPONENT = 700.0
 
 
+def _train_on_what(given: object) -> object:
+    return TrainOnWhat.parse(given) if isinstance(given, str) else given
+
+
 class Config(RecipeConfig):
     """What determines a run."""
 
     epochs: int = Field(default=3, ge=1, description="Passes over the rows.")
-    renderer_name: str = Field(default="", description="Empty: the tokenizer's own chat template.")
-    train_on_what: str = Field(default="all_assistant_messages", description="Which messages are learnt.")
+    renderer_name: str = Field(
+        default="", description="Another renderer, as module:attribute. Empty: the tokenizer's own chat template."
+    )
+    train_on_what: Annotated[TrainOnWhat, BeforeValidator(_train_on_what)] = Field(
+        default=TrainOnWhat.ALL_ASSISTANT_MESSAGES, description="Which messages are learnt."
+    )
     max_examples: int | None = Field(default=None, ge=1, description="Only so many rows of the file are read.")
     pipeline_depth: int = Field(default=4, ge=1, description="Steps that are submitted at a time.")
     evaluation_dataset: str = Field(
@@ -78,12 +86,10 @@ class Config(RecipeConfig):
     def problems(self) -> list[str]:
         """What keeps the run from being started, as sentences."""
         found = super().problems()
-        if self.renderer_name:
+        if self.infra.training_shape_id is not None and not self.tokenizer_model:
             found.append(
-                f"renderer_name is {self.renderer_name!r}; only the tokenizer's own chat template is supported."
+                "tokenizer_model is empty; name it, so that the data are checked before a trainer costs money."
             )
-        if self.train_on_what != "all_assistant_messages":
-            found.append(f"train_on_what is {self.train_on_what!r}; only 'all_assistant_messages' is supported.")
         if self.evaluation_dataset and self.eval_auto_carveout:
             found.append("give either evaluation_dataset or eval_auto_carveout, not both.")
         return found
@@ -115,7 +121,6 @@ async def train(
     *,
     where: Where | None = None,
     run: Run | None = None,
-    chats: Sequence[Chat] | None = None,
     stop: StopRequest | None = None,
     on_step: StepCallback | None = None,
     evaluate: EvalFn | None = None,
@@ -129,7 +134,6 @@ async def train(
             `train/step_tokens` (targets) and `train/active_tokens` (those that are trained), `train/lr`,
             `train/epoch`, `train/step_time_sec`, `train/tokens_per_sec`, what the trainer tells as `train/<name>`, and
             `eval/loss`, `eval/ppl`, `eval/tokens` at the end of a pass.
-        chats: The rows of `config.dataset`, if they were read already.
         stop: Looked at between steps; if it is asked, the run saves a checkpoint and returns.
         on_step: Called after each step.
         evaluate: Called at the end of each pass.
@@ -150,13 +154,13 @@ async def train(
             )
         runner = await stack.enter_async_context(Runner(config.runner, accelerators=config.infra.accelerator_count))
         await runner.pending()
-        files = await anyio.to_thread.run_sync(_read, config, chats, abandon_on_cancel=True)
         # What can be found wrong is found before anything is brought up that costs money.
-        data = await _rendered(files, config.tokenizer_model) if config.tokenizer_model else None
+        name = config.tokenizer_model
+        data = await _loaded(config, await _tokenizer(name)) if name else None
         start = await find_start(config, where, run, PHASE)
         path = start.path if start else None
         trainers = await stack.enter_async_context(where.open(config, start=path, tell=run.message))
-        data = data or await _rendered(files, await trainers.tokenizer_name(config))
+        data = data or await _loaded(config, await _tokenizer(await trainers.tokenizer_name(config)))
         limited = partial(_limited, config, data, await trainers.max_seq_len(config))
         rows, held_out = await anyio.to_thread.run_sync(limited)
         if rows.dropped:
@@ -167,7 +171,9 @@ async def train(
         result = await training.go(start, StopRequest() if stop is None else stop)
         if result.stopped is None:
             await checkpoints.promote(result.checkpoint, runner)
-        await runner.completed(result.stopped or "")
+            await runner.completed()
+        else:
+            await runner.stopped(result.stopped)
         return result
 
 
@@ -188,51 +194,46 @@ async def dry_run(config: Config, *, tokenizer: ChatTokenizer | None, max_seq_le
     **Cancellation:** nothing remains.
     """
     config.check()
-
-    def look() -> list[str]:
-        files = _read(config, None)
-        path, chats = files[0]
-        usable, lines, limit = [True] * len(chats), [f"{path}: {len(chats)} rows"], config.max_seq_len or max_seq_len
-        if tokenizer is None or limit is None:
-            lines.append("tokens: not known without the model's tokenizer and context length")
-        else:
-            rows, _ = _limited(config, [render(path, chats, tokenizer) for path, chats in files], limit)
-            kept, usable = rows.chosen(range(len(rows.rows))), rows.usable
-            trained = sum(int(np.count_nonzero(row.weights)) for row in kept)
-            lines.append(f"tokens: {sum(len(row.tokens) for row in kept):,}, of which {trained:,} are trained on")
-            lines.append(rows.describe_dropped() or f"no row has more than {limit} tokens")
-        order = Batches(usable, config.batch_size, epochs=config.epochs, seed=config.seed)
-        steps = min(order.steps(), config.max_steps or sys.maxsize)
-        passes = next(islice(order.after(), steps - 1, None)).consumed / len(usable)
-        final, interval = int(config.save_final_checkpoint), config.dcp_save_interval
-        checkpoints = final + ((steps - final) // interval if interval else 0)
-        lines.append(f"{steps:,} steps of {config.batch_size} rows: {passes:.2f} passes over the data")
-        lines.append(f"{checkpoints} checkpoint(s)")
-        return lines
-
-    return await anyio.to_thread.run_sync(look, abandon_on_cancel=True)
+    limit = config.max_seq_len or max_seq_len
+    if tokenizer is None or limit is None:
+        chats = await anyio.to_thread.run_sync(read_chats, config.dataset, abandon_on_cancel=True)
+        usable = [True] * len(chats[: config.max_examples])
+        lines = ["tokens: not known without the model's tokenizer and context length"]
+    else:
+        rows, _ = _limited(config, await _loaded(config, tokenizer), limit)
+        kept, usable = rows.chosen(range(len(rows.rows))), rows.usable
+        trained = sum(int(np.count_nonzero(row.weights)) for row in kept)
+        lines = [f"tokens: {sum(len(row.tokens) for row in kept):,}, of which {trained:,} are trained on"]
+        lines.append(rows.describe_dropped() or f"no row has more than {limit} tokens")
+    order = Batches(usable, config.batch_size, epochs=config.epochs, seed=config.seed)
+    steps = min(order.steps(), config.max_steps or sys.maxsize)
+    passes = next(islice(order.after(), steps - 1, None)).consumed / len(usable)
+    final, interval = int(config.save_final_checkpoint), config.dcp_save_interval
+    checkpoints = final + ((steps - final) // interval if interval else 0)
+    return [
+        f"{config.dataset}: {len(usable)} rows",
+        *lines,
+        f"{steps:,} steps of {config.batch_size} rows: {passes:.2f} passes over the data",
+        f"{checkpoints} checkpoint(s)",
+    ]
 
 
 # -- the rows ----------------------------------------------------------------------------------------
 
-_Files = list[tuple[str, Sequence[Chat]]]
+
+async def _tokenizer(name: str) -> ChatTokenizer:
+    return await anyio.to_thread.run_sync(ChatTokenizer.load, name)
 
 
-def _read(config: Config, chats: Sequence[Chat] | None) -> _Files:
-    """The chats of the data set, and of that for evaluation if there is one."""
-    own = read_chats(config.dataset) if chats is None else chats
-    files: _Files = [(config.dataset, own[: config.max_examples])]
+async def _loaded(config: Config, tokenizer: ChatTokenizer) -> list[TrainingRows]:
+    """The rows of the data set, and of that for evaluation if there is one."""
+    load = partial(
+        load_rows, tokenizer=tokenizer, renderer_name=config.renderer_name, train_on_what=config.train_on_what
+    )
+    data = [await load(config.dataset, max_examples=config.max_examples)]
     if config.evaluation_dataset:
-        files.append((config.evaluation_dataset, read_chats(config.evaluation_dataset)))
-    return files
-
-
-async def _rendered(files: _Files, tokenizer: str) -> list[TrainingRows]:
-    def tokenized() -> list[TrainingRows]:
-        loaded = ChatTokenizer.load(tokenizer)
-        return [render(path, chats, loaded) for path, chats in files]
-
-    return await anyio.to_thread.run_sync(tokenized, abandon_on_cancel=True)
+        data.append(await load(config.evaluation_dataset))
+    return data
 
 
 def _limited(config: Config, data: list[TrainingRows], max_seq_len: int) -> tuple[TrainingRows, list[Row]]:
@@ -303,6 +304,8 @@ class _Training:
         pending = None
         if stopped is not None and number > began and not (in_flight and in_flight[-1].saving):
             pending = self.checkpoints.save(number, consumed)
+        elif stopped is None and number == began and config.save_final_checkpoint and not self._has_snapshot():
+            pending = self.checkpoints.save(number, consumed, CheckpointKind.BOTH)
         while in_flight:
             await self._finish(in_flight.popleft())
         if pending is not None:
@@ -310,6 +313,9 @@ class _Training:
         if stopped is not None:
             self.run.message(f"{stopped}: step {number} of {self.total} is done. The same log_path goes on from there.")
         return Result(number, self.total, self.checkpoint, self.rows, stopped, self.trainers.job_id)
+
+    def _has_snapshot(self) -> bool:
+        return self.checkpoint is not None and self.checkpoint.sampler_path is not None
 
     async def _submit(self, number: int, batch: Batch) -> _Step:
         config, client, timeout = self.config, self.trainers.policy, self.config.step_timeout_s

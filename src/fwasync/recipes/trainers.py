@@ -41,10 +41,11 @@ from fwasync import (
     DeployConfig,
     provision,
 )
+from fwasync._wire.paths import split_cross_job
 from fwasync.checkpoints.promotion import Promoter
 from fwasync.config.launch import Progress
 from fwasync.control.resources import DeploymentInfo
-from fwasync.errors import UsageError
+from fwasync.errors import NotFoundError, UsageError
 from fwasync.recipes.config import RecipeConfig
 
 __all__ = ("Trainers", "Where")
@@ -189,9 +190,12 @@ class Where:
         if not reference:
             infra = infra.model_copy(update={"ref_training_shape_id": None})
         fireworks = await stack.enter_async_context(AsyncFireworksClient(self.base_url, self.api_key))
+        jobs = AsyncTrainerJobManager(fireworks)
+        if start is not None and tell is not None:
+            await _tell_of_the_last_job(jobs, start, tell)
         up = await stack.enter_async_context(
             provision(
-                AsyncTrainerJobManager(fireworks),
+                jobs,
                 AsyncDeploymentManager(fireworks),
                 infra=infra,
                 base_model=config.base_model,
@@ -219,6 +223,19 @@ def _policy(service: AsyncServiceClient, config: RecipeConfig, start: str | None
     return service.create_training_client_from_state_with_optimizer(
         start, base_model=config.base_model, lora_rank=config.lora_rank
     )
+
+
+async def _tell_of_the_last_job(jobs: AsyncTrainerJobManager, start: str, tell: Tell) -> None:
+    """A process that was killed has left its trainer job running, which costs money."""
+    job_id, _ = split_cross_job(start) or ("", "")
+    if not job_id:
+        return
+    try:
+        state = (await jobs.get(job_id)).state
+    except NotFoundError:
+        return
+    if state == "RUNNING":
+        tell(f"trainer job {job_id}, which saved {start}, is still running: delete it, unless another run uses it")
 
 
 class _Changes:

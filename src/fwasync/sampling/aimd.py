@@ -1,12 +1,15 @@
 """How many requests a deployment can take at a time: additive increase, multiplicative decrease, as a pure machine.
 
-Two signals move the window. Where the service tells how long requests queued before their prefill, a moving average of
-that is held near a target. Where it does not, a refusal for want of room (429, 503, no answer) shrinks the window at
-once, and an interval without one lets it grow by a step.
+Three signals move the window. Where the service tells how long requests queued before their prefill, a moving average
+of that is held near a target. Where it does not, a refusal for want of room (429, 503, no answer) shrinks the window at
+once; and an interval without one lets it grow by a step, or shrinks it if the service has become slower by more than a
+tolerance (see `latency`). Latency is the time per token of whole answers, and of streamed ones, which are read at their
+reader's pace, the time to the first token.
 
 Invariants
     * `min_window <= window <= max_window`, and so is its whole part, `size`.
     * Within `shrink_cooldown_s`, refusals shrink it once: a burst of them is one event.
+    * The latency of a request that began before the window shrank last tells nothing: it was measured in another load.
     * Time comes in as an argument; nothing is random.
 """
 
@@ -16,6 +19,7 @@ import math
 from dataclasses import dataclass
 
 from fwasync.errors import UsageError
+from fwasync.sampling.latency import LatencyTrack
 
 __all__ = ("AdaptiveWindow", "AimdSettings", "Observation")
 
@@ -39,6 +43,9 @@ class AimdSettings:
         ema_alpha: Weight of the newest mean in the moving average.
         adjustment_interval: After this many requests it is adjusted; 0 is at step boundaries only.
         shrink_cooldown_s: Seconds after a refusal in which further ones do not shrink it again.
+        latency_tolerance: Where no prefill queue is told, it shrinks when latency is more than so many times its recent
+            minimum; above 1. `None` leaves latency out of account.
+        latency_horizon: Of how many adjustments the minimum is.
     """
 
     initial_window: float = 8.0
@@ -50,6 +57,8 @@ class AimdSettings:
     ema_alpha: float = 0.3
     adjustment_interval: int = 32
     shrink_cooldown_s: float = 1.0
+    latency_tolerance: float | None = 2.0
+    latency_horizon: int = 32
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_window <= self.max_window:
@@ -64,6 +73,9 @@ class AimdSettings:
         _require("ema_alpha", self.ema_alpha, 0 < self.ema_alpha <= 1)
         _require("adjustment_interval", self.adjustment_interval, self.adjustment_interval >= 0)
         _require("shrink_cooldown_s", self.shrink_cooldown_s, self.shrink_cooldown_s >= 0)
+        if self.latency_tolerance is not None:
+            _require("latency_tolerance", self.latency_tolerance, self.latency_tolerance > 1)
+        _require("latency_horizon", self.latency_horizon, self.latency_horizon >= 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +88,9 @@ class Observation:
         retry: How many attempts at the same request came before.
         prompt_tokens: Length of the prompt, if told.
         cached_prompt_tokens: How many of them the service had cached, if told.
+        ttft_s: Seconds until the first token came, of a streamed answer.
+        latency_s: Seconds until the whole answer was there, of another.
+        tokens: How many tokens came one after another in `latency_s`.
     """
 
     status: int | None
@@ -83,6 +98,9 @@ class Observation:
     retry: int = 0
     prompt_tokens: int = 0
     cached_prompt_tokens: int = 0
+    ttft_s: float | None = None
+    latency_s: float | None = None
+    tokens: int = 0
 
     @property
     def congested(self) -> bool:
@@ -98,13 +116,30 @@ class Observation:
 class AdaptiveWindow:
     """The window and what it remembers."""
 
-    __slots__ = ("_congestion", "_ema", "_prefill", "_seen", "_settings", "_shrunk_at", "_successes", "_window")
+    __slots__ = (
+        "_congestion",
+        "_ema",
+        "_first_token",
+        "_now",
+        "_outdated",
+        "_per_token",
+        "_prefill",
+        "_seen",
+        "_settings",
+        "_shrunk_at",
+        "_slowdown",
+        "_successes",
+        "_window",
+    )
 
     def __init__(self, settings: AimdSettings) -> None:
         self._settings = settings
         self._window = self._clamped(settings.initial_window)
         self._ema: float | None = None
-        self._shrunk_at = -math.inf
+        self._first_token = LatencyTrack(settings.ema_alpha, settings.latency_horizon)
+        self._per_token = LatencyTrack(settings.ema_alpha, settings.latency_horizon)
+        self._slowdown: float | None = None
+        self._shrunk_at = self._now = -math.inf
         self._begin_interval()
 
     @property
@@ -122,21 +157,29 @@ class AdaptiveWindow:
         """The moving average of the prefill queue in seconds; `None` before the first adjustment by it."""
         return self._ema
 
-    def observe(self, observation: Observation, *, now: float) -> None:
+    @property
+    def slowdown(self) -> float | None:
+        """How many times its recent minimum the latency is; `None` before the first adjustment by it."""
+        return self._slowdown
+
+    def observe(self, observation: Observation, *, now: float, began: float | None = None) -> None:
         """Take an attempt into account.
 
         Args:
             observation: What it told.
             now: Seconds on any clock that does not go back.
+            began: When the attempt began; unset is since the window shrank last.
         """
         self._seen += 1
+        self._now = now
         if observation.prefill_queue_s is not None:
             self._prefill.append(observation.prefill_queue_s)
         elif observation.congested:
             self._congestion += 1
-            self._shrink(deep=observation.retry >= _DEEP_RETRY, now=now)
+            self._shrink(deep=observation.retry >= _DEEP_RETRY)
         elif observation.succeeded:
             self._successes += 1
+            self._outdated |= not self._time(observation, self._shrunk_at if began is None else began)
         if self._settings.adjustment_interval and self._seen >= self._settings.adjustment_interval:
             self.adjust()
 
@@ -145,7 +188,7 @@ class AdaptiveWindow:
         if self._prefill:
             self._follow_queue(sum(self._prefill) / len(self._prefill))
         elif self._successes and not self._congestion:
-            self._window = self._clamped(self._window + self._settings.additive_increase)
+            self._follow_latency()
         self._begin_interval()
 
     def _begin_interval(self) -> None:
@@ -153,6 +196,36 @@ class AdaptiveWindow:
         self._prefill: list[float] = []
         self._successes = 0
         self._congestion = 0
+        self._outdated = False
+        self._first_token.discard()
+        self._per_token.discard()
+
+    def _time(self, observation: Observation, began: float) -> bool:
+        """Take a latency into account, if one is told; whether it is one of this load."""
+        if began < self._shrunk_at:
+            return observation.ttft_s is None and not observation.tokens
+        if observation.ttft_s is not None:
+            self._first_token.add(observation.ttft_s)
+        elif observation.latency_s is not None and observation.tokens:
+            self._per_token.add(observation.latency_s, observation.tokens)
+        return True
+
+    def _follow_latency(self) -> None:
+        settings = self._settings
+        told = [slowdown for track in (self._first_token, self._per_token) if (slowdown := track.close()) is not None]
+        if not told and self._outdated:
+            return  # what is known is of a larger window
+        self._slowdown = max(told, default=self._slowdown)
+        if told and settings.latency_tolerance is not None and max(told) > settings.latency_tolerance:
+            self._decrease(settings.multiplicative_decrease)
+        else:
+            self._window = self._clamped(self._window + settings.additive_increase)
+
+    def _decrease(self, factor: float) -> None:
+        self._window = self._clamped(self._window * factor)
+        self._shrunk_at = self._now
+        self._first_token.restart()
+        self._per_token.restart()
 
     def _follow_queue(self, mean_s: float) -> None:
         settings = self._settings
@@ -165,13 +238,12 @@ class AdaptiveWindow:
             wanted = self._window + settings.additive_increase * min(room, _MOST_INCREASE)
         self._window = self._clamped(wanted)
 
-    def _shrink(self, *, deep: bool, now: float) -> None:
-        if now - self._shrunk_at < self._settings.shrink_cooldown_s:
+    def _shrink(self, *, deep: bool) -> None:
+        if self._now - self._shrunk_at < self._settings.shrink_cooldown_s:
             return
         factor = self._settings.multiplicative_decrease
         # Who was refused so often waits behind a service that is far too full.
-        self._window = self._clamped(self._window * (factor * factor if deep else factor))
-        self._shrunk_at = now
+        self._decrease(factor * factor if deep else factor)
 
     def _clamped(self, window: float) -> float:
         return float(min(max(window, self._settings.min_window), self._settings.max_window))

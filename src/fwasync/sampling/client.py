@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import sys
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -22,6 +23,8 @@ from fwasync._wire.codec import decode_sample
 from fwasync._wire.messages import encode
 from fwasync._wire.tensors import model_input_json
 from fwasync.errors import ClosedError, OperationTimeoutError, ProtocolError, ResultLostError, UsageError
+from fwasync.sampling.aimd import Observation
+from fwasync.sampling.concurrency import ConcurrencyController, FixedConcurrencyController
 
 if TYPE_CHECKING:
     from tinker.types import ModelInput, SampleResponse, SamplingParams
@@ -37,14 +40,23 @@ _RESUBMISSIONS = 3
 class AsyncSamplingClient:
     """A sampler of one immutable set of weights. Made by `AsyncServiceClient.create_sampling_client`.
 
-    Use it inside `async with`; any number of tasks may call `sample` at the same time.
+    Use it inside `async with`; any number of tasks may call `sample` at the same time. How many of them the service is
+    asked for at a time is up to `concurrency`: each holds a slot from its first attempt to its result.
     """
 
-    def __init__(self, session: Session, *, base_model: str | None = None, model_path: str | None = None) -> None:
+    def __init__(
+        self,
+        session: Session,
+        *,
+        base_model: str | None = None,
+        model_path: str | None = None,
+        concurrency: ConcurrencyController | None = None,
+    ) -> None:
         if (base_model is None) == (model_path is None):
             raise UsageError("create_sampling_client takes either base_model or model_path (a snapshot's path)")
         self.base_model = base_model
         self.model_path = model_path
+        self.concurrency = concurrency or FixedConcurrencyController(sys.maxsize)
         self._session = session
         self._sampling_session_id: str | None = None
         self._numbers = itertools.count()
@@ -165,23 +177,32 @@ class AsyncSamplingClient:
     async def _sample(self, request: messages.SampleRequestMessage) -> SampleResponse:
         for resubmissions_left in reversed(range(_RESUBMISSIONS + 1)):
             request.seq_id = next(self._numbers)
-            body = await self._session.http.call("POST", "asample", [encode(request)])
-            submitted = read("asample", body, messages.Submitted)
-            try:
-                result = await retrieve(
-                    self._session.http, submitted.request_id, what="sample", accept=self._session.codec.accept
-                )
-            except ResultLostError:
-                # A sample has no effect to double: it is asked for anew.
-                if not resubmissions_left:
+            async with self.concurrency.slot() as slot:
+                sent_at = anyio.current_time()
+                body = await self._session.http.call("POST", "asample", [encode(request)], on_failure=self._refused)
+                submitted = read("asample", body, messages.Submitted)
+                try:
+                    result = await retrieve(
+                        self._session.http, submitted.request_id, what="sample", accept=self._session.codec.accept
+                    )
+                except ResultLostError:
+                    # A sample has no effect to double: it is asked for anew.
+                    if not resubmissions_left:
+                        raise
+                    continue
+                except anyio.get_cancelled_exc_class():
+                    self._abandoned.append(submitted.request_id)
+                    self._abandonment.set()
                     raise
-            except anyio.get_cancelled_exc_class():
-                self._abandoned.append(submitted.request_id)
-                self._abandonment.set()
-                raise
-            else:
-                return _response(_read_sample(result), submitted)
+                sample = _read_sample(result)
+                # The sequences of a sample grow side by side.
+                tokens = max((len(sequence.tokens) for sequence in sample.sequences), default=0)
+                slot.observation = Observation(200, latency_s=anyio.current_time() - sent_at, tokens=tokens)
+            return _response(sample, submitted)
         raise AssertionError("unreachable: the last resubmission returns or raises")
+
+    def _refused(self, status: int | None, before: int) -> None:
+        self.concurrency.observe(Observation(status, retry=before))
 
     async def _tell_abandoned(self) -> None:
         """Tell the service of samples that nobody waits for, so that it stops generating them."""

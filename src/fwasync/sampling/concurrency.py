@@ -8,11 +8,13 @@ Invariants
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import anyio
 import anyio.lowlevel
@@ -20,12 +22,16 @@ import anyio.lowlevel
 from fwasync.errors import UsageError
 from fwasync.sampling.aimd import AdaptiveWindow, AimdSettings, Observation
 
+if TYPE_CHECKING:
+    from fwasync.config.reference import ConcurrencyConfig
+
 __all__ = (
     "AdaptiveConcurrencyController",
     "ConcurrencyController",
     "ConcurrencyStatistics",
     "FixedConcurrencyController",
     "Slot",
+    "concurrency_controller",
 )
 
 
@@ -40,6 +46,7 @@ class ConcurrencyStatistics:
         max_in_flight: The most that were taken at a time so far.
         requests: How many attempts have been observed so far.
         ema_prefill_queue: Moving average of the prefill queue in seconds, where one is kept.
+        slowdown: How many times its recent minimum the latency is, where that is followed.
     """
 
     window: float
@@ -48,6 +55,7 @@ class ConcurrencyStatistics:
     max_in_flight: int
     requests: int
     ema_prefill_queue: float | None = None
+    slowdown: float | None = None
 
 
 @dataclass(slots=True)
@@ -110,18 +118,28 @@ class ConcurrencyController(ABC):
         **Cancellation:** a waiter leaves the queue; a holder's slot goes to the next.
         """
         await self._acquire()
-        slot = Slot()
+        slot, began = Slot(), anyio.current_time()
         try:
             yield slot
         finally:
-            self._in_flight -= 1
             if slot.observation is not None:
-                self._requests += 1
-                self._observe(slot.observation)
+                self.observe(slot.observation, began=began)
+            self._in_flight -= 1
             self._admit()
 
+    def observe(self, observation: Observation, *, began: float | None = None) -> None:
+        """Learn from an attempt that keeps its slot, such as one that is repeated at once. `slot` does it at its end.
+
+        Args:
+            observation: What it told.
+            began: When it began, on the event loop's clock.
+        """
+        self._requests += 1
+        self._learn(observation, began)
+        self._admit()
+
     @abstractmethod
-    def _observe(self, observation: Observation) -> None: ...
+    def _learn(self, observation: Observation, began: float | None) -> None: ...
 
     async def _acquire(self) -> None:
         await anyio.lowlevel.checkpoint_if_cancelled()
@@ -179,7 +197,7 @@ class FixedConcurrencyController(ConcurrencyController):
         """`window`: there is nothing to adjust."""
         return {"window": float(self._size)}
 
-    def _observe(self, observation: Observation) -> None:
+    def _learn(self, observation: Observation, began: float | None) -> None:
         """Nothing is learned."""
 
 
@@ -238,6 +256,7 @@ class AdaptiveConcurrencyController(ConcurrencyController):
             self._max_in_flight,
             self._requests,
             self._window.ema_prefill_queue,
+            self._window.slowdown,
         )
 
     def step_completed(self) -> dict[str, float]:
@@ -247,7 +266,7 @@ class AdaptiveConcurrencyController(ConcurrencyController):
             `window` and `window_after` around this adjustment, `avg_window`, `requests`, `max_in_flight`,
             `pending_decrease` (slots taken beyond the window), `cache_hit_rate` of prompt tokens, and of what the
             window follows: `avg_pq` and `ema_pq` (seconds, before the adjustment), or `status_responses`,
-            `congestion_responses` and `congestion_rate`.
+            `congestion_responses`, `congestion_rate` and, if latency was told, `slowdown` (after the adjustment).
         """
         step, before, ema = self._step, self._window.window, self._window.ema_prefill_queue
         self._window.adjust()
@@ -263,15 +282,46 @@ class AdaptiveConcurrencyController(ConcurrencyController):
             "cache_hit_rate": step.cached_tokens / step.prompt_tokens if step.prompt_tokens else 0.0,
         }
         if step.statuses and not step.prefills:
-            return figures | {
-                "status_responses": float(step.statuses),
-                "congestion_responses": float(step.congested),
-                "congestion_rate": step.congested / step.statuses,
-            }
+            return (
+                figures
+                | {
+                    "status_responses": float(step.statuses),
+                    "congestion_responses": float(step.congested),
+                    "congestion_rate": step.congested / step.statuses,
+                }
+                | ({} if self._window.slowdown is None else {"slowdown": self._window.slowdown})
+            )
         mean = step.prefill_s / step.prefills if step.prefills else 0.0
         return figures | {"avg_pq": mean, "ema_pq": 0.0 if ema is None else ema}
 
-    def _observe(self, observation: Observation) -> None:
-        # The slot is free already, and was taken while this request ran.
-        self._step.add(observation, window=self._window.window, in_flight=self._in_flight + 1)
-        self._window.observe(observation, now=anyio.current_time())
+    def _learn(self, observation: Observation, began: float | None) -> None:
+        self._step.add(observation, window=self._window.window, in_flight=self._in_flight)
+        self._window.observe(observation, now=anyio.current_time(), began=began)
+
+
+_WINDOW_OF_A_REPLICA = 8
+
+
+def concurrency_controller(config: ConcurrencyConfig, *, replicas: int = 1) -> ConcurrencyController:
+    """The controller that a configuration describes; make one, and give it to all samplers that share a service.
+
+    Args:
+        config: The configuration. Without a mode there is no limit, or that of `max_concurrency`.
+        replicas: How many replicas the service has, for where `adaptive` begins.
+
+    Raises:
+        UsageError: `replicas` is less than one.
+    """
+    if replicas < 1:
+        raise UsageError(f"replicas is {replicas}; a service that answers has at least one")
+    if config.mode != "adaptive":
+        return FixedConcurrencyController(config.max_concurrency or sys.maxsize)
+    return AdaptiveConcurrencyController(
+        AimdSettings(
+            initial_window=config.initial_window or _WINDOW_OF_A_REPLICA * replicas,
+            min_window=config.min_window,
+            max_window=config.max_window,
+            prefill_queue_target=config.prefill_queue_target,
+            adjustment_interval=config.rollout_adjustment_interval,
+        )
+    )

@@ -4,6 +4,7 @@ Invariants
     * Each attempt holds a slot of the concurrency controller while it is on the wire, and never while it pauses.
     * The completions of a group succeed together; the first failure, or a cancellation, ends the others.
     * Whatever ends a request here closes it on the wire.
+    * Closing the sampler ends what is in progress on it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from fwasync._wire.completions import EVENT_STREAM, PATH, Completion, Completion
 from fwasync._wire.messages import encode
 from fwasync.errors import ClosedError, FwasyncError, UsageError
 from fwasync.sampling.attempts import AttemptPolicy, Attempts
+from fwasync.sampling.calls import Calls
 from fwasync.sampling.completions import (
     CompletionOptions,
     SampledCompletion,
@@ -117,6 +119,7 @@ class AsyncDeploymentSampler:
         self._policy = attempts or AttemptPolicy()
         self._headers = dict(additional_headers or {})
         self._metrics: deque[ServerMetrics] = deque(maxlen=_MOST_METRICS)
+        self._calls = Calls("the sampler")
         self._is_open = False
 
     def __repr__(self) -> str:
@@ -129,8 +132,18 @@ class AsyncDeploymentSampler:
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the sampler: samples and streams in progress end with `ClosedError`, and their requests are closed.
+
+        Leaving its block does it.
+
+        **Cancellation:** it is closed all the same.
+        """
         self._is_open = False
-        await self._http.__aexit__(exc_type, exc, tb)
+        await self._calls.end()
+        await self._http.__aexit__(None, None, None)
 
     def drain_metrics(self) -> list[ServerMetrics]:
         """The metrics of the attempts since the last call, failed ones included; at most the newest 65,536."""
@@ -173,6 +186,7 @@ class AsyncDeploymentSampler:
             UsageError: The prompt is empty, `n` less than one, or an option out of its range; nothing was sent.
             ServiceError: A refusal, or an answer that is none (`ProtocolError`).
             TransportError: No answer after all attempts.
+            ClosedError: The sampler was closed.
 
         **Cancellation:** the requests of the whole group are closed.
         """
@@ -192,9 +206,10 @@ class AsyncDeploymentSampler:
                 failures.append(error)
                 group.cancel_scope.cancel()
 
-        async with anyio.create_task_group() as group:
-            for number in range(n):
-                group.start_soon(one, number)
+        with self._calls.call():
+            async with anyio.create_task_group() as group:
+                for number in range(n):
+                    group.start_soon(one, number)
         if failures:
             raise failures[0]
         most = asked.max_seq_len
@@ -219,7 +234,9 @@ class AsyncDeploymentSampler:
         Raises:
             UsageError: The prompt is empty, or an option is out of its range.
             ServiceError: A refusal, on entering.
-            TransportError: On entering, no answer after all attempts; in the loop, the answer broke off.
+            TransportError: On entering, no answer after all attempts.
+            StreamBrokenError: In the loop: the answer broke off. What had come was given out.
+            ClosedError: The sampler was closed, which ends the block.
 
         **Cancellation:** leaving the block, in whatever way, closes the request and frees its slot.
         """
@@ -227,9 +244,18 @@ class AsyncDeploymentSampler:
         if asked.max_seq_len is not None:
             raise UsageError("max_seq_len is for whole completions; stop reading the stream instead")
         request = completion_request(self.model, prompt, asked, stop=stop, number=0, stream=True)
+        with self._calls.call(is_block=True):
+            async with self._stream(request, prompt, asked) as stream:
+                yield stream
+
+    # -- one request -------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _stream(
+        self, request: CompletionRequest, prompt: list[int], asked: CompletionOptions
+    ) -> AsyncGenerator[CompletionStream]:
         body, headers, attempts = [encode(request)], self._request_headers(), Attempts(self._policy)
         started = anyio.current_time()
-        stream: CompletionStream | None = None
         for retry in itertools.count():
             failure: Answer | Unanswered
             async with self.concurrency.slot() as slot:
@@ -239,7 +265,9 @@ class AsyncDeploymentSampler:
                         "POST", _PATH, body, accept=EVENT_STREAM, headers=headers, timeout=asked.http_timeout
                     ) as answer:
                         if isinstance(answer, Streamed):
-                            stream = CompletionStream(answer.pieces, prompt, asked, started=sent_at)
+                            stream = CompletionStream(
+                                answer.pieces, prompt, asked, started=sent_at, refusal=self._refusal
+                            )
                             try:
                                 yield stream
                             finally:
@@ -249,14 +277,13 @@ class AsyncDeploymentSampler:
                             return
                         failure = answer
                 except Unanswered as error:
-                    if stream is not None:  # it broke off in the reader's hands
-                        raise
                     failure = error
                 metrics = self._failure(failure, retry, anyio.current_time() - sent_at)
                 slot.observation = metrics.observation()
             await self._pause(attempts, failure, started)
 
-    # -- one request -------------------------------------------------------------------------------
+    def _refusal(self, answer: Answer) -> Exception:
+        return self._http.refusal(answer, "completions")
 
     async def _complete(
         self, request: CompletionRequest, prompt: list[int], options: CompletionOptions

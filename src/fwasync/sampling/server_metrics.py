@@ -62,6 +62,9 @@ class ServerMetrics:
             self.retry_attempt,
             self.prompt_tokens or 0,
             self.cached_prompt_tokens or 0,
+            ttft_s=self.client_ttft,
+            latency_s=self.client_latency,
+            tokens=self.completion_tokens or 0,
         )
 
 

@@ -3,21 +3,22 @@
 Invariants
     * `completion` is there only after the last piece, and is what the unstreamed answer would have been.
     * An answer that ends without saying so has broken off: that is an error, never a short completion.
+    * What goes wrong is told at the piece where it went wrong, after all that came before.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self, cast
 
 import anyio
 import msgspec
 
-from fwasync._http.client import Unanswered
+from fwasync._http.client import Answer, Unanswered
 from fwasync._wire.completions import DONE, Completion, CompletionChoice, EventDecoder, Usage
 from fwasync._wire.messages import decode
-from fwasync.errors import ProtocolError, UsageError
+from fwasync.errors import ProtocolError, StreamBrokenError, UsageError
 from fwasync.sampling.completions import CompletionOptions, SampledCompletion, merge, read_completion
 from fwasync.sampling.server_metrics import ServerMetrics, read_metrics
 
@@ -45,9 +46,16 @@ class CompletionStream:
     """An async iterator of the pieces; made by `AsyncDeploymentSampler.stream_with_prompt_tokens`."""
 
     def __init__(
-        self, source: AsyncIterator[bytes], prompt: Sequence[int], options: CompletionOptions, *, started: float
+        self,
+        source: AsyncIterator[bytes],
+        prompt: Sequence[int],
+        options: CompletionOptions,
+        *,
+        started: float,
+        refusal: Callable[[Answer], Exception],
     ) -> None:
         self._source = source
+        self._refusal = refusal
         self._prompt = prompt
         self._options = options
         self._started = started
@@ -82,8 +90,8 @@ class CompletionStream:
         """The next piece.
 
         Raises:
-            TransportError: The answer broke off.
-            ProtocolError: It is no completion.
+            StreamBrokenError: The answer broke off.
+            ServiceError: The service tells that it failed on the way, or what comes is no completion (`ProtocolError`).
 
         **Cancellation:** the stream is over; leave the block.
         """
@@ -115,6 +123,8 @@ class CompletionStream:
                 self._events = self._decoder.feed(await anext(self._source))
             except StopAsyncIteration:
                 return None
+            except Unanswered as error:
+                raise StreamBrokenError(f"completions: the stream broke off ({error}); ask again") from error
         return self._events.pop(0)
 
     def _piece(self, event: bytes) -> CompletionPiece | None:
@@ -122,6 +132,8 @@ class CompletionStream:
             message = decode(event, Completion)
         except msgspec.MsgspecError as error:
             raise ProtocolError(f"completions: an event of the stream is no completion ({error})") from error
+        if message.error is not None:
+            raise self._refusal(Answer(_status(message.error), event, "application/json", None))
         self._usage = message.usage or self._usage
         self._perf = message.perf_metrics or self._perf
         if not message.choices:
@@ -141,5 +153,11 @@ class CompletionStream:
     def _finish(self, *, is_told: bool) -> None:
         whole = merge(self._choices)
         if not is_told and whole.finish_reason is None and whole.raw_output is None:
-            raise Unanswered("completions: the stream broke off before its end; ask again", connected=True)
+            raise StreamBrokenError("completions: the stream broke off before its end; ask again")
         self._completion = read_completion(whole, self._prompt, self._options)
+
+
+def _status(error: Any) -> int:
+    """The HTTP status that a service would have answered with, had it known in time."""
+    code = cast("dict[str, Any]", error).get("code") if isinstance(error, dict) else None
+    return code if isinstance(code, int) and 400 <= code <= 599 else 500

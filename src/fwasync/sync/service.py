@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fwasync._http.retry import RetryPolicy
     from fwasync._http.session import Wire
     from fwasync._http.transport import Transport
+    from fwasync.sampling.concurrency import ConcurrencyController
 
 __all__ = ("ServiceClient",)
 
@@ -75,9 +76,17 @@ class ServiceClient(Twin[AsyncServiceClient]):
             )
         )
 
-    def create_sampling_client(self, *, model_path: str | None = None, base_model: str | None = None) -> SamplingClient:
+    def create_sampling_client(
+        self,
+        *,
+        model_path: str | None = None,
+        base_model: str | None = None,
+        concurrency: ConcurrencyController | None = None,
+    ) -> SamplingClient:
         """See `AsyncServiceClient.create_sampling_client`."""
-        return SamplingClient(self._client.create_sampling_client(model_path=model_path, base_model=base_model))
+        return SamplingClient(
+            self._client.create_sampling_client(model_path=model_path, base_model=base_model, concurrency=concurrency)
+        )
 
     def get_server_capabilities(self) -> GetServerCapabilitiesResponse:
         """See `AsyncServiceClient.get_server_capabilities`."""

@@ -17,7 +17,8 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from fwasync.testing.service import AsyncScriptedService, local_service
 
 if TYPE_CHECKING:
-    from fwasync._wire.faults import AppliedOperation, FaultPlan, FaultReport
+    from fwasync._wire.fault_reports import AppliedOperation, FaultReport, SamplingLoad
+    from fwasync._wire.faults import FaultPlan
 
 __all__ = ("ScriptedService", "blocking_local_service")
 
@@ -62,9 +63,13 @@ class ScriptedService:
         """See `AsyncScriptedService.effects`."""
         return self._portal.call(self._service.effects)
 
-    def release(self, request_id: str | None = None) -> int:
+    def sampling(self) -> SamplingLoad:
+        """See `AsyncScriptedService.sampling`."""
+        return self._portal.call(self._service.sampling)
+
+    def release(self, request_id: str | None = None, *, resource: str | None = None) -> int:
         """See `AsyncScriptedService.release`."""
-        return self._portal.call(self._service.release, request_id)
+        return self._portal.call(partial(self._service.release, request_id, resource=resource))
 
     def kill(self) -> None:
         """See `AsyncScriptedService.kill`."""

@@ -20,14 +20,15 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from fwasync._wire.faults import (
+from fwasync._wire.fault_reports import (
     AppliedOperation,
     Effects,
-    FaultPlan,
     FaultReport,
     Released,
     ReleaseRequest,
+    SamplingLoad,
 )
+from fwasync._wire.faults import FaultPlan
 from fwasync._wire.messages import ServiceFault
 from fwasync.errors import BadRequestError, ServiceUnreachableError
 
@@ -81,7 +82,8 @@ class AsyncScriptedService:
     async def set_faults(self, plan: FaultPlan) -> None:
         """Begin a plan: counters start at zero, withheld results are let go, lost ones are found again.
 
-        An empty plan, `FaultPlan()`, ends all faults. A session that was evicted stays so.
+        An empty plan, `FaultPlan()`, ends all faults. What was done stays done: a session stays evicted, a trainer job
+        pre-empted or failed, and a replica stale until the next load.
 
         **Cancellation:** the plan may or may not be in force.
         """
@@ -101,12 +103,24 @@ class AsyncScriptedService:
         """
         return (await self._ask("GET", "effects", Effects)).models
 
-    async def release(self, request_id: str | None = None) -> int:
-        """Let a result go that `SlowFuture` withholds, or all of them; returns how many there were.
+    async def sampling(self) -> SamplingLoad:
+        """What the service samples at this moment, after all that it was asked before: the truth about "cancelled".
+
+        **Cancellation:** nothing remains.
+        """
+        return await self._ask("GET", "sampling", SamplingLoad)
+
+    async def release(self, request_id: str | None = None, *, resource: str | None = None) -> int:
+        """Let go what a fault holds up; returns how many there were.
+
+        Args:
+            request_id: The result that `SlowFuture` withholds.
+            resource: The id of the trainer job or deployment that `StuckProvisioning` keeps from coming up. Without
+                both, everything is let go.
 
         **Cancellation:** they may or may not have been let go.
         """
-        return (await self._ask("POST", "release", Released, ReleaseRequest(request_id))).released
+        return (await self._ask("POST", "release", Released, ReleaseRequest(request_id, resource))).released
 
     # -- life and death ----------------------------------------------------------------------------
 

@@ -423,3 +423,28 @@ def test_a_sampler_keeps_its_weights_while_the_trainer_goes_on(tmp_path):
 def test_an_idle_sampler_holds_no_cache(sampler):
     ask(sampler, max_tokens=3)
     assert sampler._cache is None
+
+
+# Tokens as they are chosen
+
+
+def test_the_tokens_of_the_steps_gathered_are_the_results(sampler):
+    requests = [*mixed_requests(), SampleRequest("scored", question(), num_samples=3, seed=5, prompt_logprobs=True)]
+    for request in requests:
+        sampler.submit(request)
+    results, told = {}, {}
+    while sampler.busy:
+        results.update((result.key, result) for result in sampler.step())
+        for token in sampler.newest:
+            told.setdefault((token.key, token.sample), []).append(token)
+    for key, result in results.items():
+        for sample, sequence in enumerate(result.sequences):
+            own = told.pop((key, sample))
+            assert [token.token for token in own] == sequence.tokens
+            assert [token.logprob for token in own] == sequence.logprobs
+            assert [token.stop_reason for token in own] == [None] * (len(own) - 1) + [sequence.stop_reason]
+            scored = [token.prompt_logprobs for token in own if token.prompt_logprobs is not None]
+            assert scored == ([result.prompt_logprobs] if result.prompt_logprobs and sample == 0 else [])
+    assert not told
+    assert sampler.step() == []
+    assert not sampler.newest

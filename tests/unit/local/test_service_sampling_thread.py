@@ -11,7 +11,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fwasync.local.engine.api import EngineError, SampledSequence, SampleRequest, SampleResult
+from fwasync._wire.fault_reports import SamplingLoad
+from fwasync.local.engine.api import EngineError, SampledSequence, SampledToken, SampleRequest, SampleResult
 from fwasync.local.results import Result, json_of
 from fwasync.local.sampling_thread import SamplingThread, Weights
 
@@ -22,6 +23,7 @@ class FakeSampler:
     def __init__(self, log: list[str], name: str) -> None:
         self.log, self.name = log, name
         self.left: dict[str, SampleRequest] = {}
+        self.told: list[str] = []
         self.steps = 0
         self.may_step = threading.Event()
         self.may_step.set()
@@ -29,6 +31,10 @@ class FakeSampler:
     @property
     def busy(self) -> bool:
         return bool(self.left)
+
+    @property
+    def newest(self) -> list[SampledToken]:
+        return [SampledToken(key, 0, self.steps, 0.0) for key in self.told]
 
     def submit(self, request: SampleRequest) -> None:
         if request.num_samples < 1:
@@ -42,6 +48,7 @@ class FakeSampler:
     def step(self) -> list[SampleResult]:
         assert self.may_step.wait(10)
         self.steps += 1
+        self.told = list(self.left)
         self.log.append(self.name)
         if any(request.temperature == 13 for request in self.left.values()):
             raise RuntimeError("a fault in /secret/path")
@@ -61,6 +68,7 @@ class Bench:
         self.log: list[str] = []
         self.made: list[FakeSampler] = []
         self.results: SimpleQueue[tuple[str, Result]] = SimpleQueue()
+        self.tokens: list[SampledToken] = []
         self.gate = threading.Event()
         self.gate.set()
         self.thread = SamplingThread(SimpleNamespace(sampler=self._make), self._deliver, keep=keep)
@@ -72,13 +80,19 @@ class Bench:
         self.made[-1].may_step = self.gate
         return self.made[-1]
 
-    def _deliver(self, results: list[tuple[str, Result]]) -> None:
+    def _deliver(self, results: list[tuple[str, Result]], tokens: list[SampledToken]) -> None:
+        self.tokens += tokens
         for result in results:
             self.results.put(result)
 
-    def submit(self, model: str, key: str, length: int = 1, **fields: object) -> None:
+    def submit(self, model: str, key: str, length: int = 1, *, watched: bool = False, **fields: object) -> None:
         request = SampleRequest(key, np.arange(length, dtype=np.int64), **fields)  # pyright: ignore[reportArgumentType]
-        self.thread.submit(Weights(model, None), request)
+        self.thread.submit(Weights(model, None), request, watched=watched)
+
+    def load(self) -> SamplingLoad:
+        answers: SimpleQueue[SamplingLoad] = SimpleQueue()
+        self.thread.ask(answers.put)
+        return answers.get(timeout=10)
 
     def next(self) -> tuple[str, dict]:
         key, result = self.results.get(timeout=10)
@@ -165,3 +179,27 @@ def test_weights_that_are_gone_are_told(bench):
 def test_logprobs_that_are_no_numbers_fail(bench):
     bench.submit("a", "1", temperature=math.nan)
     assert "not finite" in bench.next()[1]["error"]
+
+
+def test_the_tokens_of_watched_requests_come_with_each_step(bench):
+    bench.gate.clear()
+    bench.submit("a", "watched", 5, watched=True)
+    bench.submit("a", "not watched", 5)
+    bench.gate.set()
+    assert {bench.next()[0], bench.next()[0]} == {"watched", "not watched"}
+    assert [token.token for token in bench.tokens] == [1, 2, 3, 4, 5]
+    assert {token.key for token in bench.tokens} == {"watched"}
+
+
+def test_the_load_is_told_after_what_was_asked_before(bench):
+    assert bench.load() == SamplingLoad(0, 0, 0)
+    bench.submit("a", "long", 10**7)
+    while not bench.load().running:
+        pass
+    bench.submit("a", "too", 10**7)
+    bench.thread.cancel("long")
+    bench.thread.cancel("too")
+    load = bench.load()
+    assert (load.waiting, load.running) == (0, 0)
+    assert load.tokens > 0
+    assert bench.load() == load

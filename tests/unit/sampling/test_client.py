@@ -7,10 +7,20 @@ from contextlib import asynccontextmanager
 
 import anyio
 import anyio.lowlevel
+import httpx
 import numpy as np
 import pytest
 
-from fwasync import AsyncSamplingClient, AsyncServiceClient, errors, types
+from fwasync import (
+    AdaptiveConcurrencyController,
+    AsyncDeploymentSampler,
+    AsyncSamplingClient,
+    AsyncServiceClient,
+    ConcurrencyController,
+    FixedConcurrencyController,
+    errors,
+    types,
+)
 from fwasync.testing import virtual_time
 from support.fake_trainer import KEY, FakeTrainer, answer
 
@@ -18,9 +28,11 @@ PROMPT = types.ModelInput.from_ints([1, 2])
 
 
 @asynccontextmanager
-async def connected(trainer: FakeTrainer) -> AsyncIterator[AsyncSamplingClient]:
+async def connected(
+    trainer: FakeTrainer, concurrency: ConcurrencyController | None = None
+) -> AsyncIterator[AsyncSamplingClient]:
     service = AsyncServiceClient("http://trainer.test", KEY, transport=trainer)
-    async with service, service.create_sampling_client(base_model="base") as sampler:
+    async with service, service.create_sampling_client(base_model="base", concurrency=concurrency) as sampler:
         yield sampler
 
 
@@ -119,3 +131,70 @@ async def test_misuse() -> None:
         async with sampler:
             with pytest.raises(errors.UsageError, match="num_samples is 0"):
                 await sampler.sample(PROMPT, 0)
+
+
+# -- concurrency -----------------------------------------------------------------------------------
+
+
+async def test_a_slot_is_held_from_the_first_attempt_to_the_result() -> None:
+    trainer = FakeTrainer()
+    controller = FixedConcurrencyController(3)
+    async with connected(trainer, controller) as sampler:
+        gate = trainer.hold("retrieve_future")
+        async with anyio.create_task_group() as group:
+            for _ in range(10):
+                group.start_soon(sampler.sample, PROMPT)
+            while trainer.polls < 3:
+                await anyio.lowlevel.checkpoint()
+            assert (controller.in_flight, controller.waiting) == (3, 7)
+            assert len([sent for sent in trainer.sent if sent.path == "asample"]) == 3
+            gate.set()
+    assert (controller.in_flight, controller.waiting) == (0, 0)
+    assert controller.statistics().requests == 10
+
+
+async def test_a_cancelled_sample_leaves_its_slot_or_its_place_in_the_queue() -> None:
+    trainer = FakeTrainer()
+    controller = FixedConcurrencyController(1)
+    async with connected(trainer, controller) as sampler:
+        trainer.hold("retrieve_future")
+        async with anyio.create_task_group() as group:
+            for _ in range(3):
+                group.start_soon(sampler.sample, PROMPT)
+            while not trainer.polls:
+                await anyio.lowlevel.checkpoint()
+            group.cancel_scope.cancel()
+        assert (controller.in_flight, controller.waiting) == (0, 0)
+        assert controller.statistics().requests == 0
+    assert len([sent for sent in trainer.sent if sent.path == "asample"]) == 1
+
+
+@virtual_time
+async def test_refusals_shrink_the_window_though_they_are_repeated() -> None:
+    trainer = FakeTrainer()
+    controller = AdaptiveConcurrencyController()
+    async with connected(trainer, controller) as sampler:
+        trainer.next_time("asample", lambda: answer(429, {"detail": "slow down"}))
+        await sampler.sample(PROMPT)
+    assert controller.window_size == 4
+    assert controller.statistics().requests == 2
+
+
+async def test_one_controller_serves_every_sampling_path() -> None:
+    async def complete(_: httpx.Request) -> httpx.Response:
+        assert controller.in_flight <= 2
+        await anyio.lowlevel.checkpoint()
+        choice = {"text": "a", "finish_reason": "stop", "raw_output": {"completion_token_ids": [5]}}
+        return httpx.Response(200, json={"choices": [choice]})
+
+    controller = FixedConcurrencyController(2)
+    deployment = AsyncDeploymentSampler(
+        "http://s.test", "m", KEY, concurrency=controller, transport=httpx.MockTransport(complete)
+    )
+    async with connected(FakeTrainer(), controller) as client, deployment:
+        async with anyio.create_task_group() as group:
+            for _ in range(5):
+                group.start_soon(client.sample, PROMPT)
+                group.start_soon(deployment.sample_with_prompt_tokens, [1])
+    assert controller.statistics().max_in_flight == 2
+    assert controller.statistics().requests == 10

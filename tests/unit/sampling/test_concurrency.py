@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+
 import anyio
 import pytest
 
+from fwasync import ConcurrencyConfig, concurrency_controller
 from fwasync.errors import UsageError
 from fwasync.sampling.aimd import AimdSettings, Observation
 from fwasync.sampling.concurrency import AdaptiveConcurrencyController, FixedConcurrencyController
@@ -156,6 +159,7 @@ async def test_the_figures_of_a_step() -> None:
     figures = controller.step_completed()
     assert (figures["status_responses"], figures["congestion_responses"]) == (2.0, 1.0)
     assert figures["congestion_rate"] == 0.5
+    assert "slowdown" not in figures
     assert controller.statistics().requests == 5
     assert controller.statistics().ema_prefill_queue == pytest.approx(0.1)
 
@@ -163,3 +167,58 @@ async def test_the_figures_of_a_step() -> None:
 def test_a_window_of_nothing_is_refused() -> None:
     with pytest.raises(UsageError, match="max_concurrency is 0"):
         FixedConcurrencyController(0)
+
+
+@virtual_time
+async def test_latency_is_told_with_the_figures() -> None:
+    controller = AdaptiveConcurrencyController(AimdSettings(adjustment_interval=0))
+    for latency_s in (1.0, 1.0, 3.0):
+        async with controller.slot() as slot:
+            await anyio.sleep(latency_s)
+            slot.observation = Observation(200, latency_s=latency_s, tokens=10)
+        figures = controller.step_completed()
+    assert figures["slowdown"] == pytest.approx(1.6)
+    assert controller.statistics().slowdown == pytest.approx(1.6)
+
+
+@virtual_time
+async def test_what_runs_while_the_window_shrinks_does_not_shrink_it_again() -> None:
+    controller = AdaptiveConcurrencyController(AimdSettings(initial_window=32, adjustment_interval=4))
+
+    async def use(latency_s: float) -> None:
+        async with controller.slot() as slot:
+            await anyio.sleep(latency_s)
+            slot.observation = Observation(200, latency_s=latency_s, tokens=1)
+
+    for latencies in ([1.0] * 4, [5.0] * 4 + [5.5] * 12):
+        async with anyio.create_task_group() as group:
+            for latency_s in latencies:
+                group.start_soon(use, latency_s)
+    assert controller.window_size == 16  # 33, halved once though sixteen were slow
+
+
+@virtual_time
+async def test_an_attempt_that_keeps_its_slot_teaches_too() -> None:
+    controller = AdaptiveConcurrencyController(AimdSettings(initial_window=16))
+    async with controller.slot() as slot:
+        controller.observe(Observation(429))
+        assert (controller.window_size, controller.in_flight) == (8, 1)
+        slot.observation = Observation(200)
+    assert controller.statistics().requests == 2
+    assert controller.step_completed()["congestion_rate"] == 0.5
+
+
+def test_a_configuration_becomes_a_controller() -> None:
+    assert concurrency_controller(ConcurrencyConfig()).window_size == sys.maxsize
+    assert concurrency_controller(ConcurrencyConfig(max_concurrency=3)).window_size == 3
+    fixed = concurrency_controller(ConcurrencyConfig(mode="fixed", max_concurrency=4))
+    assert isinstance(fixed, FixedConcurrencyController)
+    assert fixed.window_size == 4
+    adaptive = ConcurrencyConfig(mode="adaptive", max_window=100, rollout_adjustment_interval=1)
+    controller = concurrency_controller(adaptive, replicas=3)
+    assert isinstance(controller, AdaptiveConcurrencyController)
+    assert controller.window_size == 24
+    assert concurrency_controller(adaptive, replicas=50).window_size == 100
+    assert concurrency_controller(ConcurrencyConfig(mode="adaptive", initial_window=5)).window_size == 5
+    with pytest.raises(UsageError, match="replicas is 0"):
+        concurrency_controller(adaptive, replicas=0)

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from fwasync import errors
-from fwasync.sampling.aimd import AimdSettings
+from fwasync.sampling.aimd import AimdSettings, Observation
 from fwasync.sampling.concurrency import AdaptiveConcurrencyController, FixedConcurrencyController
 from fwasync.sampling.deployment import AsyncDeploymentSampler
 from fwasync.testing import virtual_time
@@ -56,6 +56,20 @@ def sampler(*steps: httpx.Response | Exception | Handler, **options: Any) -> tup
 
     transport = httpx.MockTransport(handle)
     return AsyncDeploymentSampler("http://service.test", MODEL, KEY, transport=transport, **options), seen
+
+
+def endless() -> tuple[Handler, list[float]]:
+    """A service that never answers, and when its requests were ended."""
+    ended: list[float] = []
+
+    async def stuck(_: httpx.Request) -> httpx.Response:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            ended.append(anyio.current_time())
+        raise AssertionError
+
+    return stuck, ended
 
 
 @virtual_time
@@ -127,16 +141,31 @@ async def test_one_failure_ends_the_group() -> None:
 
 
 @virtual_time
-async def test_a_cancellation_closes_all_requests_and_frees_their_slots() -> None:
-    ended: list[float] = []
+async def test_a_group_is_cancelled_wherever_its_members_are() -> None:
+    """A group is one call: whoever cancels it ends every request, waiting, running or in a pause."""
+    seen_at: list[float] = []
 
-    async def stuck(_: httpx.Request) -> httpx.Response:
-        try:
-            await anyio.sleep_forever()
-        finally:
-            ended.append(anyio.current_time())
+    async def refuse(request: httpx.Request) -> httpx.Response:
+        seen_at.append(anyio.current_time())
+        if json.loads(request.content)["seed"] == 0:
+            return httpx.Response(503)
+        await anyio.sleep_forever()
         raise AssertionError
 
+    client, _ = sampler(refuse, concurrency=FixedConcurrencyController(2))
+    async with client, anyio.create_task_group() as tasks:
+        tasks.start_soon(lambda: client.sample_with_prompt_tokens(PROMPT, 5, seed=0))
+        await anyio.sleep(0.5)
+        assert (client.concurrency.in_flight, client.concurrency.waiting) == (2, 2)  # and one in its pause
+        tasks.cancel_scope.cancel()
+    await anyio.sleep(100)
+    assert len(seen_at) == 3
+    assert (client.concurrency.in_flight, client.concurrency.waiting) == (0, 0)
+
+
+@virtual_time
+async def test_a_cancellation_closes_all_requests_and_frees_their_slots() -> None:
+    stuck, ended = endless()
     client, _ = sampler(stuck, concurrency=FixedConcurrencyController(3))
     async with client:
         with anyio.move_on_after(5):
@@ -228,6 +257,56 @@ async def test_logprobs_are_all_there_or_none() -> None:
     assert (first.inference_logprobs, first.sampling_logprobs) == (None, None)
     assert second.sampling_logprobs == second.inference_logprobs == [-1.0, -2.0]
     assert third.sampling_logprobs is None
+
+
+ECHOED = [row(1, 0.0, routing_matrix="A"), row(2, -2.0), row(3, -3.0, routing_matrix="C"), row(4, -4.0)]
+GROWN = [row(5, -5.0, routing_matrix="E"), row(6, -6.0)]
+
+
+@pytest.mark.parametrize(
+    ("options", "ids", "rows", "matrices"),
+    [
+        ({}, [5, 6], GROWN, ["E", ""]),
+        ({"logprobs": True}, [5, 6], GROWN, ["E", ""]),
+        ({"echo": True}, [1, 2, 3, 4, 5, 6], ECHOED + GROWN, ["", "C", "", "E", ""]),
+        ({"echo_last": 2, "logprobs": True}, [3, 4, 5, 6], ECHOED[2:] + GROWN, ["C", "", "E", ""]),
+        ({"echo_last": 9}, [1, 2, 3, 4, 5, 6], ECHOED + GROWN, ["", "C", "", "E", ""]),
+        ({}, [5, 6], [row(5), row(6)], None),
+        ({}, [5, 6], None, None),
+    ],
+)
+def test_routing_matrices_are_in_the_places_of_the_logprobs(
+    options: dict[str, Any], ids: list[int], rows: list[dict[str, Any]] | None, matrices: list[str] | None
+) -> None:
+    @virtual_time
+    async def scenario() -> None:
+        client, seen = sampler(good(ids, rows))
+        async with client:
+            [completion] = await client.sample_with_prompt_tokens(PROMPT, include_routing_matrix=True, **options)
+            [without] = await client.sample_with_prompt_tokens(PROMPT, **options)
+        assert completion.routing_matrices == matrices
+        assert without.routing_matrices is None
+        if completion.inference_logprobs is not None and matrices is not None:
+            assert len(completion.inference_logprobs) == len(matrices)
+        sent = json.loads(seen[0].content)
+        assert (sent["include_routing_matrix"], sent.get("echo"), sent.get("echo_last")) == (
+            True,
+            options.get("echo"),
+            options.get("echo_last"),
+        )
+        assert "include_routing_matrix" not in json.loads(seen[1].content)
+
+    scenario()
+
+
+@virtual_time
+async def test_logprobs_of_the_old_format_are_none() -> None:
+    answer = body([5, 6])
+    answer["choices"][0]["logprobs"] = {"tokens": ["a", "b"], "token_logprobs": [-0.1, -0.2]}
+    client, _ = sampler(httpx.Response(200, json=answer))
+    async with client:
+        [completion] = await client.sample_with_prompt_tokens(PROMPT, logprobs=True)
+    assert (completion.inference_logprobs, completion.routing_matrices) == (None, None)
 
 
 # -- filters ---------------------------------------------------------------------------------------
@@ -330,6 +409,34 @@ async def test_metrics_are_read_from_headers_too() -> None:
     assert metrics.num_concurrent_requests is None
 
 
+@virtual_time
+async def test_a_controller_learns_the_latency_of_whole_answers_and_the_first_token_of_streams() -> None:
+    async def slow(_: httpx.Request) -> httpx.Response:
+        await anyio.sleep(3)
+        return good()
+
+    async def late() -> AsyncIterator[bytes]:
+        await anyio.sleep(2)
+        yield STREAM
+
+    learned: list[Observation] = []
+
+    class Learner(FixedConcurrencyController):
+        def _learn(self, observation: Observation, began: float | None) -> None:
+            learned.append(observation)
+
+    streamed = httpx.Response(200, content=late())
+    client, _ = sampler(slow, streamed, concurrency=Learner(1))
+    async with client:
+        await client.sample_with_prompt_tokens(PROMPT)
+        async with client.stream_with_prompt_tokens(PROMPT) as stream:
+            async for _ in stream:
+                await anyio.sleep(10)  # the reader's own time
+    whole, stream_told = learned
+    assert (whole.ttft_s, whole.latency_s, whole.tokens) == (None, pytest.approx(3), 2)
+    assert stream_told.ttft_s == pytest.approx(2)
+
+
 # -- streams ---------------------------------------------------------------------------------------
 
 
@@ -378,13 +485,80 @@ async def test_a_stream_that_breaks_off_is_an_error_and_is_not_repeated() -> Non
     client, seen = sampler(httpx.Response(200, content=events(piece("Hel", 5), end=b"")))
     async with client:
         texts: list[str] = []
-        with pytest.raises(errors.TransportError, match="broke off"):
+        with pytest.raises(errors.StreamBrokenError, match="broke off"):
             async with client.stream_with_prompt_tokens(PROMPT) as stream:
                 async for each in stream:
                     texts.append(each.text)
         assert texts == ["Hel"]
         assert len(seen) == 1
         assert client.concurrency.in_flight == 0
+
+
+@virtual_time
+async def test_what_goes_wrong_on_the_way_is_told_after_what_came_before() -> None:
+    async def cut() -> AsyncIterator[bytes]:
+        yield events(piece("Hel", 5), end=b"")
+        raise httpx.ReadError("reset")
+
+    fault = {"error": {"code": 503, "message": f"out of memory {KEY}"}}
+    failing = httpx.Response(200, content=events(piece("Hel", 5), fault, end=b""))
+    for answer, expected, says in (
+        (httpx.Response(200, content=cut()), errors.StreamBrokenError, "reset"),
+        (failing, errors.ServiceUnavailableError, r"out of memory \*\*\*"),
+        (httpx.Response(200, content=b"data: {\n\n"), errors.ProtocolError, "no completion"),
+    ):
+        client, seen = sampler(answer)
+        texts: list[str] = []
+        async with client:
+            with pytest.raises(expected, match=says):
+                async with client.stream_with_prompt_tokens(PROMPT) as stream:
+                    async for each in stream:
+                        texts.append(each.text)
+        assert texts == ([] if expected is errors.ProtocolError else ["Hel"])
+        assert len(seen) == 1
+
+
+@virtual_time
+async def test_closing_the_sampler_ends_what_is_in_progress() -> None:
+    stuck, ended = endless()
+    told: list[str] = []
+
+    async def sample(options: dict[str, Any]) -> None:
+        with pytest.raises(errors.ClosedError, match="the sampler was closed") as caught:
+            await client.sample_with_prompt_tokens(PROMPT, 3, **options)
+        told.append(str(caught.value))
+
+    async def stream() -> None:
+        with pytest.raises(errors.ClosedError, match="the sampler was closed") as caught:
+            async with client.stream_with_prompt_tokens(PROMPT):
+                raise AssertionError
+        told.append(str(caught.value))
+
+    client, seen = sampler(stuck, concurrency=FixedConcurrencyController(5))
+    async with anyio.create_task_group() as tasks:
+        async with client:
+            tasks.start_soon(sample, {})
+            tasks.start_soon(sample, {"seed": 1})  # some of it waits for a slot
+            tasks.start_soon(stream)
+            await anyio.sleep(2)
+        assert ended == [2.0] * len(seen) == [2.0] * 5  # when the block has been left, all is over
+    assert len(told) == 3
+    assert (client.concurrency.in_flight, client.concurrency.waiting) == (0, 0)
+    with pytest.raises(errors.ClosedError, match="not open"):
+        await client.sample_with_prompt_tokens(PROMPT)
+
+
+@virtual_time
+async def test_closing_the_sampler_does_not_wait_for_a_block_that_goes_on() -> None:
+    client, _ = sampler(httpx.Response(200, content=events(piece("Hel", 5), end=b"")))
+    async with client:
+        block = client.stream_with_prompt_tokens(PROMPT)
+        await block.__aenter__()
+        await client.aclose()
+        with pytest.raises(anyio.get_cancelled_exc_class()) as cancelled:
+            await anyio.sleep(1)
+        with pytest.raises(errors.ClosedError):
+            await block.__aexit__(cancelled.type, cancelled.value, cancelled.tb)
 
 
 @pytest.mark.parametrize("how", ["cancel", "break", "raise"])

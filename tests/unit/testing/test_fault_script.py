@@ -11,22 +11,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fwasync._wire.faults import Action, Route, routes_of
-from fwasync.local.faults import FaultScript, FutureFaults, Held, Lost, Who, route_of
+from fwasync.local.faults import FaultScript, FutureFaults, Held, Lost, Who, control_route_of, route_of
 from fwasync.testing import (
+    CutStream,
     Delay,
     Drop,
     EvictSession,
+    FailHotLoad,
     FailOperation,
+    FailProvisioning,
     Fault,
     FaultPlan,
     Kill,
     LoseFuture,
     Nan,
     NotReady,
+    Preempt,
     Reject,
     Reset,
     SlowFuture,
+    SlowStream,
+    StaleReplica,
     Status,
+    StuckProvisioning,
     Truncate,
 )
 
@@ -48,6 +55,13 @@ SAMPLES: list[Action] = [
     EvictSession(410),
     Nan("missing"),
     Kill(),
+    Preempt("JOB_STATE_PAUSED"),
+    StuckProvisioning(1.5, "JOB_STATE_CREATING"),
+    FailProvisioning("no machines"),
+    FailHotLoad(1),
+    StaleReplica(),
+    CutStream(3, clean=True),
+    SlowStream(0.5),
 ]
 
 whens = st.one_of(
@@ -67,7 +81,7 @@ def faults(draw: st.DrawFn) -> Fault:
 
 plans = st.builds(FaultPlan, st.lists(faults(), max_size=6), st.integers(0, 9))
 occasions = st.lists(
-    st.tuples(st.sampled_from(["request", "operation", "future"]), st.sampled_from(ROUTES)), max_size=60
+    st.tuples(st.sampled_from(["request", "stream", "operation", "future"]), st.sampled_from(ROUTES)), max_size=60
 )
 
 
@@ -167,10 +181,19 @@ def test_the_first_rule_wins_and_the_others_go_on_counting() -> None:
         (LoseFuture(), "asample", "future"),
         (NotReady(), "retrieve_future", "request"),
         (EvictSession(), "session_heartbeat", "request"),
+        (Preempt(), "forward", "request"),
+        (Preempt(), "get_trainer_job", "request"),
+        (StuckProvisioning(), "create_deployment", "operation"),
+        (FailProvisioning(), "resume_trainer_job", "operation"),
+        (FailHotLoad(), "hot_load", "operation"),
+        (StaleReplica(), "hot_load", "operation"),
+        (Status(425), "completions", "request"),
+        (CutStream(), "completions", "stream"),
+        (SlowStream(1), "completions", "stream"),
     ],
 )
 def test_each_action_has_one_occasion(action: Action, route: Any, occasion: str) -> None:
-    for other in ("request", "operation", "future"):
+    for other in ("request", "stream", "operation", "future"):
         script = FaultScript(FaultPlan([Fault(action, route)]))
         assert bool(fire(script, route, 1, other)) == (other == occasion)
 
@@ -200,6 +223,10 @@ def test_a_plan_survives_the_wire(action: Action) -> None:
         (lambda: SlowFuture(float("nan")), "seconds is nan"),
         (lambda: NotReady(-0.5), "delay_s is -0.5"),
         (lambda: Status(503, retry_after_s=float("inf")), "retry_after_s is inf"),
+        (lambda: Fault(Preempt(), "completions"), "Preempt cannot strike 'completions'"),
+        (lambda: StuckProvisioning(-1), "seconds is -1"),
+        (lambda: CutStream(-1), "events is -1"),
+        (lambda: SlowStream(float("nan")), "seconds is nan"),
     ],
 )
 def test_a_rule_that_makes_no_sense_is_refused(make: Any, message: str) -> None:
@@ -225,6 +252,36 @@ def test_a_misspelt_field_is_refused() -> None:
 )
 def test_routes_have_names(path: str, route: str) -> None:
     assert route_of(path) == route
+
+
+@pytest.mark.parametrize(
+    ("request_line", "route", "resource"),
+    [
+        ("POST /v1/accounts/local/rlorTrainerJobs", "create_trainer_job", None),
+        ("GET /v1/accounts/local/rlorTrainerJobs", "list_trainer_jobs", None),
+        ("GET /v1/accounts/local/rlorTrainerJobs/j1", "get_trainer_job", "j1"),
+        ("DELETE /v1/accounts/local/rlorTrainerJobs/j1", "delete_trainer_job", "j1"),
+        ("POST /v1/accounts/local/rlorTrainerJobs/j1:resume", "resume_trainer_job", "j1"),
+        ("POST /v1/accounts/local/rlorTrainerJobs/j1:cancel", "cancel_trainer_job", "j1"),
+        ("POST /v1/accounts/local/rlorTrainerJobs/j1:dance", "control_plane", "j1"),
+        ("GET /v1/accounts/local/rlorTrainerJobs/j1/checkpoints", "control_plane", None),
+        ("POST /v1/accounts/local/deployments", "create_deployment", None),
+        ("GET /v1/accounts/local/deployments", "list_deployments", None),
+        ("GET /v1/accounts/local/deployments/d1", "get_deployment", "d1"),
+        ("PATCH /v1/accounts/local/deployments/d1", "update_deployment", "d1"),
+        ("DELETE /v1/accounts/local/deployments/d1", "delete_deployment", "d1"),
+        ("GET /v1/accounts", "control_plane", None),
+        ("GET /v1/accounts/local/models/m1", "control_plane", None),
+        ("POST /v1/accounts/local/checkpoints/c1:promote", "control_plane", None),
+        ("POST /hot_load/v1/models/hot_load", "hot_load", None),
+        ("GET /hot_load/v1/models/hot_load", "hot_load_status", None),
+        ("POST /inference/v1/completions", "completions", None),
+    ],
+)
+def test_routes_of_the_control_plane_have_names(request_line: str, route: str, resource: str | None) -> None:
+    method, _, path = request_line.partition(" ")
+    assert control_route_of(method, path) == (route, resource)
+    assert route in ROUTES
 
 
 # -- futures -----------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
-"""The answer to a completion, whole or as events. Pure.
+"""The answer to a completion, whole or as events, token by token. Pure.
 
 Invariants
+    * The events of an answer, put together, are the whole.
     * A choice has as many rows of logprobs as token ids, an echo included; the very first token of a prompt has no
       prediction, and its row says 0.
     * Texts are what the bytes of the tokens spell, special tokens left out; a character that is cut is told with its
@@ -10,7 +11,7 @@ Invariants
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fwasync._wire.completions import (
@@ -24,9 +25,10 @@ from fwasync._wire.completions import (
     Usage,
     encode_event,
 )
-from fwasync._wire.messages import SampledSequenceMessage, SampleResult, encode
+from fwasync._wire.messages import SampleResult, encode
+from fwasync.local.engine.api import SampledToken
 
-__all__ = ("Asked", "completion_of", "events_of")
+__all__ = ("Asked", "EventWriter", "completion_of")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,11 @@ class Asked:
     created: int
 
     @property
+    def keeps_nothing(self) -> bool:
+        """Whether no sampled token is wanted: only the echo is."""
+        return self.message.max_tokens == 0
+
+    @property
     def full_distribution(self) -> bool:
         """Whether samples were drawn from the model's own distribution."""
         message = self.message
@@ -47,102 +54,141 @@ class Asked:
         return temperature == 1.0 and message.top_p in (None, 1.0) and (message.top_k or 0) <= 0
 
 
-def _rows(asked: Asked, tokens: list[int], logprobs: Sequence[float]) -> list[TokenRow]:
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    rows: list[TokenRow] = []
-    offset = 0
-    for index, (token, logprob) in enumerate(zip(tokens, logprobs, strict=True)):
+class _ChoiceWriter:
+    """One choice as it grows."""
+
+    def __init__(self, asked: Asked, index: int, prompt_logprobs: Sequence[float | None]) -> None:
+        self._asked = asked
+        self._index = index
+        self._spell = codecs.getincrementaldecoder("utf-8")("replace")
+        self._text = ""
+        self.rows: list[TokenRow] = []
+        self.sampled = 0
+        start = len(asked.prompt) - asked.echoed
+        echo = zip(asked.prompt[start:], prompt_logprobs[start:], strict=True) if asked.echoed else ()
+        for token, logprob in echo:
+            is_last = asked.keeps_nothing and len(self.rows) == asked.echoed - 1
+            self._row(token, logprob or 0.0, None, is_last=is_last)
+
+    def add(self, token: int, logprob: float, *, is_last: bool) -> None:
+        """Take a sampled token in."""
+        if self._asked.keeps_nothing:
+            return
+        self.sampled += 1
+        self._row(token, logprob, logprob if self._asked.full_distribution else None, is_last=is_last)
+
+    def end(self, finish_reason: str) -> CompletionChoice:
+        """What ends the choice: everything but its text and its rows."""
+        message, prompt = self._asked.message, self._asked.prompt
+        tokens = [row.token_id for row in self.rows if row.token_id is not None]
+        raw = RawOutput(
+            prompt_token_ids=prompt, prompt_fragments=prompt, completion=self._text, completion_token_ids=tokens
+        )
+        return CompletionChoice(
+            index=self._index,
+            text="",
+            finish_reason="length" if self._asked.keeps_nothing else finish_reason,
+            raw_output=raw if message.raw_output else None,
+            prompt_token_ids=prompt if message.return_token_ids else None,
+            token_ids=tokens if message.return_token_ids else None,
+        )
+
+    def whole(self, finish_reason: str) -> CompletionChoice:
+        """The choice, all of whose tokens were taken in."""
+        choice = self.end(finish_reason)
+        choice.text = self._text
+        choice.logprobs = Logprobs(content=self.rows) if self._asked.message.logprobs else None
+        return choice
+
+    def _row(self, token: int, logprob: float, drawn: float | None, *, is_last: bool) -> None:
         own = bytes([token]) if token < 256 else b""
-        text = decoder.decode(own, final=index == len(tokens) - 1)
-        drawn = logprob if asked.full_distribution and index >= asked.echoed else None
-        rows.append(
+        text = self._spell.decode(own, final=is_last)
+        self.rows.append(
             TokenRow(
                 token=text,
                 bytes=list(own),
                 logprob=logprob,
                 sampling_logprob=drawn,
-                text_offset=offset,
+                text_offset=len(self._text),
                 token_id=token,
             )
         )
-        offset += len(text)
-    return rows
-
-
-def _choice(
-    asked: Asked, index: int, sequence: SampledSequenceMessage, prompt_logprobs: Sequence[float | None]
-) -> CompletionChoice:
-    message, echoed = asked.message, asked.echoed
-    kept = 0 if message.max_tokens == 0 else len(sequence.tokens)
-    start = len(asked.prompt) - echoed
-    tokens = asked.prompt[start:] + sequence.tokens[:kept]
-    before = [value or 0.0 for value in prompt_logprobs[start:]] if echoed else []
-    rows = _rows(asked, tokens, [*before, *(sequence.logprobs or [0.0] * kept)[:kept]])
-    text = "".join(row.token or "" for row in rows)
-    raw = RawOutput(
-        prompt_token_ids=asked.prompt, prompt_fragments=asked.prompt, completion=text, completion_token_ids=tokens
-    )
-    return CompletionChoice(
-        index=index,
-        text=text,
-        finish_reason=sequence.stop_reason if kept else "length",
-        logprobs=Logprobs(content=rows),
-        raw_output=raw if message.raw_output else None,
-        prompt_token_ids=asked.prompt if message.return_token_ids else None,
-        token_ids=tokens if message.return_token_ids else None,
-    )
+        self._text += text
 
 
 def completion_of(asked: Asked, result: SampleResult, metrics: dict[str, str]) -> Completion:
-    """The whole answer; its choices have rows of logprobs even if none were asked for."""
-    choices = [
-        _choice(asked, index, sequence, result.prompt_logprobs or []) for index, sequence in enumerate(result.sequences)
-    ]
-    sampled = sum(len((choice.logprobs and choice.logprobs.content) or []) - asked.echoed for choice in choices)
-    prompt = len(asked.prompt)
+    """The whole answer."""
+    choices: list[CompletionChoice] = []
+    sampled = 0
+    for index, sequence in enumerate(result.sequences):
+        writer = _ChoiceWriter(asked, index, result.prompt_logprobs or [])
+        last = len(sequence.tokens) - 1
+        for place, (token, logprob) in enumerate(zip(sequence.tokens, sequence.logprobs or [], strict=True)):
+            writer.add(token, logprob, is_last=place == last)
+        choices.append(writer.whole(sequence.stop_reason))
+        sampled += writer.sampled
+    return _message(asked, choices, sampled, metrics)
+
+
+class EventWriter:
+    """The events of an answer, as its tokens come: one for each token, one that ends each choice, and the end.
+
+    Args:
+        asked: The request.
+        metrics: Tells the metrics, at the end.
+    """
+
+    def __init__(self, asked: Asked, metrics: Callable[[], dict[str, str]]) -> None:
+        self._asked = asked
+        self._metrics = metrics
+        self._writers: dict[int, _ChoiceWriter] = {}
+        self._prompt_logprobs: Sequence[float | None] = ()
+        self._left = asked.message.n or 1
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all choices have ended."""
+        return not self._left
+
+    def write(self, token: SampledToken) -> bytes:
+        """What is to be sent when a token has come."""
+        self._prompt_logprobs = token.prompt_logprobs or self._prompt_logprobs
+        writer, told = self._writers.get(token.sample), 0
+        if writer is None:
+            writer = self._writers[token.sample] = _ChoiceWriter(self._asked, token.sample, self._prompt_logprobs)
+        else:
+            told = len(writer.rows)
+        writer.add(token.token, token.logprob, is_last=token.stop_reason is not None)
+        with_logprobs = self._asked.message.logprobs
+        choices = [
+            CompletionChoice(
+                index=token.sample, text=row.token, logprobs=Logprobs(content=[row]) if with_logprobs else None
+            )
+            for row in writer.rows[told:]
+        ]
+        if token.stop_reason is not None:
+            self._left -= 1
+            choices.append(writer.end(token.stop_reason))
+        events = [_message(self._asked, [choice]) for choice in choices]
+        if self.is_complete:
+            sampled = sum(each.sampled for each in self._writers.values())
+            events[-1] = _message(self._asked, choices[-1:], sampled, self._metrics())
+        written = b"".join(encode_event(encode(event)) for event in events)
+        return written + encode_event(DONE) if self.is_complete else written
+
+
+def _message(
+    asked: Asked, choices: list[CompletionChoice], sampled: int | None = None, metrics: dict[str, str] | None = None
+) -> Completion:
+    prompt, usage = len(asked.prompt), None
+    if sampled is not None:
+        usage = Usage(prompt_tokens=prompt, completion_tokens=sampled, total_tokens=prompt + sampled)
     return Completion(
         id=asked.completion_id,
         object="text_completion",
         created=asked.created,
         model=asked.message.model,
         choices=choices,
-        usage=Usage(prompt_tokens=prompt, completion_tokens=sampled, total_tokens=prompt + sampled),
-        perf_metrics=dict(metrics) if asked.message.perf_metrics_in_response else None,
-    )
-
-
-def events_of(asked: Asked, whole: Completion) -> bytes:
-    """The answer as events: one for each token, one that ends each choice, and the end."""
-    parts: list[bytes] = []
-    choices = whole.choices or []
-    for number, choice in enumerate(choices):
-        rows = (choice.logprobs and choice.logprobs.content) or []
-        for row in rows:
-            told = Logprobs(content=[row]) if asked.message.logprobs else None
-            parts.append(_event(whole, CompletionChoice(index=choice.index, text=row.token, logprobs=told)))
-        end = CompletionChoice(
-            index=choice.index,
-            text="",
-            finish_reason=choice.finish_reason,
-            raw_output=choice.raw_output,
-            prompt_token_ids=choice.prompt_token_ids,
-            token_ids=choice.token_ids,
-        )
-        parts.append(_event(whole, end, last=number == len(choices) - 1))
-    return b"".join([*parts, encode_event(DONE)])
-
-
-def _event(whole: Completion, choice: CompletionChoice, *, last: bool = False) -> bytes:
-    return encode_event(
-        encode(
-            Completion(
-                id=whole.id,
-                object=whole.object,
-                created=whole.created,
-                model=whole.model,
-                choices=[choice],
-                usage=whole.usage if last else None,
-                perf_metrics=whole.perf_metrics if last else None,
-            )
-        )
+        usage=usage,
+        perf_metrics=dict(metrics) if metrics and asked.message.perf_metrics_in_response else None,
     )

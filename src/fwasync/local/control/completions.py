@@ -1,33 +1,39 @@
-"""Completions from what a deployment serves. The tokens of an answer come together, when all of them are there.
+"""Completions from what a deployment serves: whole, or each token as soon as it is sampled.
 
 Invariants
     * A request is sampled from one set of weights, those of the moment when it came, whatever is loaded meanwhile.
     * A client that goes away leaves nothing running.
+    * A client that reads slowly holds up nobody: what it has not read waits here, at most the tokens that it asked for.
+    * What cannot be sampled is refused before the first byte of an answer.
 """
 
 from __future__ import annotations
 
 import secrets
 import time
+from collections import deque
+from collections.abc import Callable
 from itertools import count
 
+import anyio
 import anyio.to_thread
 import msgspec
 import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
-from fwasync._wire.completions import EVENT_STREAM, CompletionRequest
+from fwasync._wire.completions import EVENT_STREAM, Completion, CompletionRequest, encode_event
 from fwasync._wire.hot_load import decode_strictly
 from fwasync._wire.messages import FailedOperation, SampleResult, decode, encode
 from fwasync._wire.protobuf.samples import decode_sample
-from fwasync.local.control.answers import Asked, completion_of, events_of
+from fwasync.local.control.answers import Asked, EventWriter, completion_of
 from fwasync.local.control.deployments import DeploymentDesk
 from fwasync.local.control.hot_load import HotLoadDesk
 from fwasync.local.control.names import ACCOUNT, id_of
-from fwasync.local.engine.api import SampleRequest
-from fwasync.local.futures import FutureStore
-from fwasync.local.refusal import Refused
+from fwasync.local.engine.api import SampledToken, SampleRequest
+from fwasync.local.futures import FutureStore, Slot
+from fwasync.local.refusal import Refusal, Refused
 from fwasync.local.results import Result
 from fwasync.local.sampling import SamplingDesk
 from fwasync.local.sampling_thread import Weights
@@ -39,6 +45,38 @@ __all__ = ("CompletionDesk",)
 _MOST = 128
 _DEFAULT_MAX_TOKENS = 16
 _LONGEST_S = 86_400.0
+# So many tokens are written at a time, between which others have their turn.
+_TOGETHER = 256
+
+
+class _Run:
+    """A request that is sampled: when it began and had its first token, and the tokens that were not sent yet."""
+
+    def __init__(self, asked: Asked) -> None:
+        self.asked = asked
+        self.started = time.monotonic()
+        self.first_at: float | None = None
+        self._unsent: deque[SampledToken] = deque()
+        self._news = anyio.Event()
+
+    def note(self, token: SampledToken | None) -> None:
+        """Take news of the sampler."""
+        if token is not None:
+            self.first_at = self.first_at or time.monotonic()
+            if self.asked.message.stream:
+                self._unsent.append(token)
+        self._news.set()
+
+    async def wait(self) -> None:
+        """Wait for news since the last `take`."""
+        await self._news.wait()
+
+    def take(self) -> list[SampledToken]:
+        """Some of the tokens that came."""
+        taken = [self._unsent.popleft() for _ in range(min(_TOGETHER, len(self._unsent)))]
+        if not self._unsent:
+            self._news = anyio.Event()
+        return taken
 
 
 class CompletionDesk:
@@ -64,22 +102,41 @@ class CompletionDesk:
 
     async def complete(self, request: Request) -> Response:
         """Answer one request."""
-        started = time.monotonic()
         body = await read_body(request)
         try:
             message = decode_strictly(body, CompletionRequest)
         except msgspec.MsgspecError as error:
             raise Refused(400, f"completions: {error}") from None
-        asked = self._asked(message)
+        run = _Run(self._asked(message))
         weights = self._weights(message.model)
-        sample = self._sample(asked)
+        sample = self._sample(run.asked)
+        slot = self._samplers.begin(weights, sample, run.note)
         self._running += 1
-        try:
-            result = await self._result(request, weights, sample)
-            metrics = self._metrics(asked, time.monotonic() - started)
-        finally:
+
+        def end() -> None:
             self._running -= 1
-        return await anyio.to_thread.run_sync(_response, asked, result, metrics)
+            if slot.result is None:
+                self._samplers.cancel(sample.key)
+            self._futures.forget(sample.key)
+
+        if message.stream:
+            return await self._events(request, run, slot, end)
+        try:
+            await wait_or_gone(request, slot.wait, _LONGEST_S)
+            result, metrics = _there(slot), self._metrics(run) | _processing(run)
+        finally:
+            end()
+        return await anyio.to_thread.run_sync(_whole, run.asked, result, metrics)
+
+    async def _events(self, request: Request, run: _Run, slot: Slot, end: Callable[[], None]) -> Response:
+        try:
+            await wait_or_gone(request, run.wait, _LONGEST_S)
+            if run.first_at is None:
+                _sampled(_there(slot))  # which refuses
+        except BaseException:
+            end()
+            raise
+        return _EventStream(run, slot, end, self._metrics(run))
 
     # -- what is asked -----------------------------------------------------------------------------
 
@@ -131,44 +188,80 @@ class CompletionDesk:
             prompt_logprobs=asked.echoed > 0,
         )
 
-    # -- sampling ----------------------------------------------------------------------------------
-
-    async def _result(self, request: Request, weights: Weights, sample: SampleRequest) -> Result:
-        slot = self._samplers.begin(weights, sample)
-        try:
-            await wait_or_gone(request, slot.wait, _LONGEST_S)
-        finally:
-            if slot.result is None:
-                self._samplers.cancel(sample.key)
-            self._futures.forget(sample.key)
-        if slot.result is None:
-            raise Refused(503, "completions: the service is stopping, or you have gone")
-        return slot.result
-
-    def _metrics(self, asked: Asked, seconds: float) -> dict[str, str]:
+    def _metrics(self, run: _Run) -> dict[str, str]:
+        first_at = run.first_at or time.monotonic()
         return {
-            "prompt-tokens": str(len(asked.prompt)),
+            "prompt-tokens": str(len(run.asked.prompt)),
             "cached-prompt-tokens": "0",
-            # All tokens come together.
-            "server-time-to-first-token": f"{seconds:.6f}",
-            "server-processing-time": f"{seconds:.6f}",
+            "server-time-to-first-token": f"{first_at - run.started:.6f}",
             "num-concurrent-requests": str(self._running),
         }
 
 
-def _response(asked: Asked, result: Result, metrics: dict[str, str]) -> Response:
+class _EventStream(Response):
+    """Sends the events of an answer as they come, until it is complete or the client has gone."""
+
+    def __init__(self, run: _Run, slot: Slot, end: Callable[[], None], metrics: dict[str, str]) -> None:
+        super().__init__(media_type=EVENT_STREAM, headers=_headers(metrics))
+        del self.headers["content-length"]
+        self._run = run
+        self._slot = slot
+        self._end = end
+        self._writer = EventWriter(run.asked, lambda: metrics | _processing(run))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_all() -> None:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            more = True
+            while more:
+                events, more = self._next()
+                if events or not more:
+                    await send({"type": "http.response.body", "body": events, "more_body": more})
+                if more:
+                    await self._run.wait()
+
+        try:
+            await wait_or_gone(Request(scope, receive), send_all, _LONGEST_S)
+        finally:
+            self._end()
+
+    def _next(self) -> tuple[bytes, bool]:
+        """What to send now, and whether there will be more."""
+        tokens = self._run.take()
+        events = b"".join(map(self._writer.write, tokens))
+        if tokens or self._slot.result is None:
+            return events, not self._writer.is_complete
+        fault = _failure(self._slot.result)
+        told = Completion(error={"code": fault.status, "message": fault.detail})
+        return encode_event(encode(told)), False
+
+
+def _there(slot: Slot) -> Result:
+    if slot.result is None:
+        raise Refused(503, "completions: the service is stopping, or you have gone")
+    return slot.result
+
+
+def _whole(asked: Asked, result: Result, metrics: dict[str, str]) -> Response:
     whole = completion_of(asked, _sampled(result), metrics)
-    headers = {f"fireworks-{name}": value for name, value in metrics.items()}
-    if asked.message.stream:
-        return Response(events_of(asked, whole), media_type=EVENT_STREAM, headers=headers)
-    if not asked.message.logprobs:
-        for choice in whole.choices or []:
-            choice.logprobs = None
-    return Response(encode(whole), media_type="application/json", headers=headers)
+    return Response(encode(whole), media_type="application/json", headers=_headers(metrics))
+
+
+def _headers(metrics: dict[str, str]) -> dict[str, str]:
+    return {f"fireworks-{name}": value for name, value in metrics.items()}
+
+
+def _processing(run: _Run) -> dict[str, str]:
+    return {"server-processing-time": f"{time.monotonic() - run.started:.6f}"}
 
 
 def _sampled(result: Result) -> SampleResult:
     if result.form == "sample":
         return decode_sample(result.body)
+    failure = _failure(result)
+    raise Refused(failure.status, failure.detail)
+
+
+def _failure(result: Result) -> Refusal:
     failure = decode(result.body, FailedOperation)
-    raise Refused(400 if failure.category == "user" else 500, f"completions: {failure.error}")
+    return Refusal(400 if failure.category == "user" else 500, f"completions: {failure.error}")

@@ -1,6 +1,7 @@
 """Deployments: their life, their replicas, and which weights they serve.
 
-    create -> CREATING -> READY;   another hotLoadTrainerJob -> UPDATING (replicas start anew) -> READY
+    create -> CREATING -> READY | FAILED (a hurdle)
+    another hotLoadTrainerJob -> UPDATING (replicas start anew) -> READY
     delete -> DELETED (hidden from lists; its id can be given again), or gone at once if it is `hard`
 
 Invariants
@@ -15,6 +16,7 @@ import msgspec
 
 from fwasync._wire.control import Deployment, DeploymentList, Status
 from fwasync.local.control.filters import matches
+from fwasync.local.control.hurdles import Hurdle, Hurdles
 from fwasync.local.control.models import Models
 from fwasync.local.control.names import ACCOUNT, id_of, new_id, page_of, resource, timestamp
 from fwasync.local.control.records import DeploymentRecord, JobRecord, Shelves
@@ -54,6 +56,7 @@ class DeploymentDesk:
         shapes: The shapes.
         startup_s: How long a deployment takes to start.
         clock: Tells the time in seconds since the epoch.
+        hurdles: What keeps deployments from starting.
     """
 
     def __init__(
@@ -63,12 +66,14 @@ class DeploymentDesk:
         shapes: Shapes,
         startup_s: float,
         clock: Callable[[], float],
+        hurdles: Hurdles,
     ) -> None:
         self._shelves = shelves
         self._models = models
         self._shapes = shapes
         self._startup_s = startup_s
         self.clock = clock
+        self._hurdles = hurdles
 
     def create(self, message: Deployment, query: Mapping[str, str]) -> Deployment:
         """Make a deployment.
@@ -101,6 +106,7 @@ class DeploymentDesk:
         self._check(made)
         record = DeploymentRecord(id=name, created=now, resource=made, since=now)
         self._shelves.deployments.put(record)
+        self._hurdles.start("create_deployment", made.name or "")
         return self._show(record)
 
     def _shape(self, name: str | None) -> str | None:
@@ -169,11 +175,17 @@ class DeploymentDesk:
 
     def state(self, record: DeploymentRecord) -> str:
         """What a deployment is doing now."""
+        hurdle = self._hurdle(record)
+        if hurdle is not None:
+            return hurdle.state
         return deployment_state(record.resource.state or "", record.since, self.clock(), self._startup_s)
 
+    def _hurdle(self, record: DeploymentRecord) -> Hurdle | None:
+        return self._hurdles.before(record.resource.name or "") if record.resource.state == "CREATING" else None
+
     def replicas(self, record: DeploymentRecord) -> list[Replica]:
-        """The replicas as they are now; none while the deployment starts for the first time, or is deleted."""
-        if self.state(record) in ("CREATING", "DELETED"):
+        """The replicas as they are now; none while the deployment starts for the first time, failed or is deleted."""
+        if self.state(record) in ("CREATING", "FAILED", "DELETED"):
             return []
         most = record.resource.max_replica_count or 0
         count = max(record.resource.min_replica_count or 0, min(most, 1))
@@ -188,7 +200,8 @@ class DeploymentDesk:
         return [entry for entry in self._shelves.jobs.all() if entry.resource.hot_load_deployment_id == name]
 
     def _show(self, record: DeploymentRecord) -> Deployment:
-        bucket = None
+        bucket, hurdle = None, self._hurdle(record)
+        said = "" if hurdle is None else hurdle.message
         if record.resource.enable_hot_load:
             job = record.resource.hot_load_trainer_job
             owner = f"trainer-{id_of('rlorTrainerJobs', job)}" if job else record.id
@@ -196,7 +209,7 @@ class DeploymentDesk:
         return msgspec.structs.replace(
             record.resource,
             state=self.state(record),
-            status=Status(code="OK", message=""),
+            status=Status(code="OK" if hurdle is None or not hurdle.fails else "INTERNAL", message=said),
             replica_count=len(self.replicas(record)),
             hot_load_bucket_url=bucket,
         )

@@ -9,6 +9,8 @@ Invariants
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import anyio.to_thread
 
 from fwasync._wire.hot_load import (
@@ -31,8 +33,16 @@ from fwasync.local.sampling_thread import Weights
 __all__ = ("HotLoadDesk",)
 
 
+def _as_it_is(_deployment: str, load: Load) -> Load:
+    return load
+
+
 class HotLoadDesk:
-    """Answers about hot-loads, and tells the weights that a deployment serves."""
+    """Answers about hot-loads, and tells the weights that a deployment serves.
+
+    Attributes:
+        alter: Gets each load that begins, and the id of its deployment; what it returns happens instead.
+    """
 
     def __init__(
         self, deployments: DeploymentDesk, models: Models, snapshots: Snapshots, engine: Engine, swap_s: float
@@ -42,6 +52,7 @@ class HotLoadDesk:
         self._models = models
         self._snapshots = snapshots
         self._engine = engine
+        self.alter: Callable[[str, Load], Load] = _as_it_is
 
     def _record(self, deployment: str | None, model: str | None) -> DeploymentRecord:
         if not deployment:
@@ -101,7 +112,7 @@ class HotLoadDesk:
             raise Refused(409, f"{record.resource.name} was changed meanwhile: ask for its state and load again")
         now = self._deployments.clock()
         load = Load(identity=message.identity, path=path, since=now, swap_s=self._swap_s, error=problem)
-        self._begin(record, load)
+        self._begin(record, load if problem else self.alter(record.id, load))
 
     def _check_ready(self, record: DeploymentRecord) -> None:
         state = self._deployments.state(record)
@@ -130,10 +141,13 @@ class HotLoadDesk:
         """What a deployment samples from now; where its replicas differ, they take turns.
 
         Raises:
-            Refused: It is not ready (425).
+            Refused: It is not ready (425), or has failed (404).
         """
-        if self._deployments.state(record) == "CREATING":
+        state = self._deployments.state(record)
+        if state == "CREATING":
             raise Refused(425, f"{record.resource.name} is still starting")
+        if state == "FAILED":
+            raise Refused(404, f"{record.resource.name} has failed: delete it, and create it again")
         replicas = self._deployments.replicas(record)
         if not replicas:
             raise Refused(425, f"{record.resource.name} has no replicas: raise its maxReplicaCount")

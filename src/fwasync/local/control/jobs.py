@@ -1,7 +1,8 @@
 """Trainer jobs: their life, and who may use their gateways.
 
-    create -> CREATING -> RUNNING | FAILED (unknown base model)
-    any but deleted --cancel--> CANCELLED;   FAILED, CANCELLED --resume--> CREATING
+    create -> CREATING -> RUNNING | FAILED (unknown base model, or a hurdle)
+    RUNNING --pre-emption--> FAILED | PAUSED | CANCELLED
+    any but deleted --cancel--> CANCELLED;   FAILED, CANCELLED, PAUSED --resume--> CREATING
     any --delete--> DELETED: hidden from lists, readable by id, its checkpoints can still be promoted
 
 Invariants
@@ -17,6 +18,7 @@ import msgspec
 
 from fwasync._wire.control import Status, TrainerJob, TrainerJobList, TrainingConfig
 from fwasync.local.control.filters import matches
+from fwasync.local.control.hurdles import Hurdles
 from fwasync.local.control.names import ACCOUNT, engine_name, id_of, new_id, page_of, resource, timestamp
 from fwasync.local.control.records import JobRecord, Shelves
 from fwasync.local.control.shapes import Shapes
@@ -25,7 +27,8 @@ from fwasync.local.refusal import Refused
 __all__ = ("JobDesk", "job_state")
 
 _KIND = "rlorTrainerJobs"
-_RESUMABLE = ("JOB_STATE_FAILED", "JOB_STATE_CANCELLED")
+_RESUMABLE = ("JOB_STATE_FAILED", "JOB_STATE_CANCELLED", "JOB_STATE_PAUSED")
+_STARTING = ("JOB_STATE_CREATING", "JOB_STATE_PENDING")
 _OK = Status(code="OK", message="")
 
 
@@ -58,6 +61,7 @@ class JobDesk:
         startup_s: How long a job takes to start.
         clock: Tells the time in seconds since the epoch.
         end_session: Ends a session, with a reason.
+        hurdles: What keeps jobs from starting.
     """
 
     def __init__(
@@ -68,6 +72,7 @@ class JobDesk:
         startup_s: float,
         clock: Callable[[], float],
         end_session: Callable[[str, str], None],
+        hurdles: Hurdles,
     ) -> None:
         self._shelves = shelves
         self._base_models = base_models
@@ -75,6 +80,7 @@ class JobDesk:
         self._startup_s = startup_s
         self._clock = clock
         self._end_session = end_session
+        self._hurdles = hurdles
 
     def create(self, message: TrainerJob, query: Mapping[str, str]) -> TrainerJob:
         """Make a job.
@@ -109,6 +115,7 @@ class JobDesk:
         )
         record = JobRecord(id=job_id, created=now, resource=made, since=now)
         self._shelves.jobs.put(record)
+        self._hurdles.start("create_trainer_job", name)
         return self._show(record)
 
     def _deployment(self, asked: str | None, told: str | None) -> str | None:
@@ -175,7 +182,7 @@ class JobDesk:
 
     def _show(self, record: JobRecord) -> TrainerJob:
         state, status = self._state(record)
-        return msgspec.structs.replace(record.resource, state=state, status=status)
+        return msgspec.structs.replace(record.resource, state=state, status=record.resource.status or status)
 
     def _state(self, record: JobRecord) -> tuple[str, Status]:
         config = record.resource.training_config
@@ -184,12 +191,15 @@ class JobDesk:
         if engine_name(wanted) not in self._base_models:
             problem = f"base model {wanted!r} is unknown; this service trains: {', '.join(self._base_models)}"
         recorded = record.resource.state or ""
+        hurdle = self._hurdles.before(record.resource.name or "") if recorded == "JOB_STATE_CREATING" else None
+        if hurdle is not None:
+            return hurdle.state, Status(code="INTERNAL" if hurdle.fails else "OK", message=hurdle.message)
         return job_state(recorded, record.since, self._clock(), self._startup_s, problem)
 
     # -- changing ----------------------------------------------------------------------------------
 
     def resume(self, job_id: str) -> TrainerJob:
-        """Start a job again that failed or was cancelled; its sessions are gone, its checkpoints are not.
+        """Start a job again that failed, was paused or cancelled; its sessions are gone, its checkpoints are not.
 
         Raises:
             Refused: There is no such job, or it is not one that can be resumed.
@@ -199,6 +209,7 @@ class JobDesk:
         if state not in _RESUMABLE:
             raise Refused(400, f"{record.resource.name} is {state}: only {' and '.join(_RESUMABLE)} can be resumed")
         self._enter(record, "JOB_STATE_CREATING")
+        self._hurdles.start("resume_trainer_job", record.resource.name or "")
         return self._show(record)
 
     def cancel(self, job_id: str) -> TrainerJob:
@@ -221,16 +232,24 @@ class JobDesk:
         """
         self._stop(self.record(job_id), "JOB_STATE_DELETED")
 
-    def _stop(self, record: JobRecord, state: str) -> None:
+    def preempt(self, job_id: str, state: str, message: str) -> None:
+        """Take the machines away from a job, if it runs; what its trainer held in memory is lost."""
+        record = self._shelves.jobs.find(job_id)
+        if record is not None and self._state(record)[0] == "JOB_STATE_RUNNING":
+            self._stop(record, state, Status(code="UNAVAILABLE", message=message))
+
+    def _stop(self, record: JobRecord, state: str, status: Status | None = None) -> None:
         if record.resource.state == state:
             return
-        self._enter(record, state)
+        self._enter(record, state, status)
         for session_id in record.sessions:
             self._end_session(session_id, f"trainer job {record.resource.name} is {state}")
 
-    def _enter(self, record: JobRecord, state: str) -> None:
+    def _enter(self, record: JobRecord, state: str, status: Status | None = None) -> None:
         record.since = self._clock()
-        record.resource = msgspec.structs.replace(record.resource, state=state, update_time=timestamp(record.since))
+        record.resource = msgspec.structs.replace(
+            record.resource, state=state, status=status, update_time=timestamp(record.since)
+        )
         self._shelves.jobs.put(record)
 
     # -- the gateway -------------------------------------------------------------------------------
@@ -244,7 +263,7 @@ class JobDesk:
         record = self._shelves.jobs.find(job_id) if account == ACCOUNT else None
         state = "" if record is None else self._state(record)[0]
         name = resource(_KIND, job_id, account)
-        if state == "JOB_STATE_CREATING":
+        if state in _STARTING:
             raise Refused(503, f"{name} is still starting: ask for its state until it is JOB_STATE_RUNNING")
         if state != "JOB_STATE_RUNNING":
             raise Refused(404, f"no trainer runs for {name}: {f'it is {state}' if state else 'there is no such job'}")

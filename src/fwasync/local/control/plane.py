@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fwasync.local.control.deployments import DeploymentDesk
 from fwasync.local.control.hot_load import HotLoadDesk
+from fwasync.local.control.hurdles import Hurdles
 from fwasync.local.control.jobs import JobDesk
 from fwasync.local.control.models import Models
 from fwasync.local.control.promotion import PromotionDesk
@@ -51,8 +52,11 @@ class ControlPlane:
         shelves = Shelves.open(root)
         self.shapes = Shapes(engine.models)
         self.models = Models(shelves.models, engine.models, root / "models")
-        self.deployments = DeploymentDesk(shelves, self.models, self.shapes, timing.startup_s, time.time)
+        self.hurdles = Hurdles(time.time)
+        self.deployments = DeploymentDesk(shelves, self.models, self.shapes, timing.startup_s, time.time, self.hurdles)
         self.snapshots = Snapshots(store, shelves)
         self.hot_load = HotLoadDesk(self.deployments, self.models, self.snapshots, engine, timing.hot_load_s)
         self.promotion = PromotionDesk(shelves, self.snapshots, self.models, engine, root / "models", time.time)
-        self.jobs = JobDesk(shelves, tuple(engine.models), self.shapes, timing.startup_s, time.time, end_session)
+        self.jobs = JobDesk(
+            shelves, tuple(engine.models), self.shapes, timing.startup_s, time.time, end_session, self.hurdles
+        )

@@ -29,7 +29,8 @@ class JobRecord(Record, kw_only=True):
 class Load(msgspec.Struct, frozen=True, kw_only=True):
     """A hot-load: of which snapshot (`path` is its tinker path), since when, and why it failed at once, if it did.
 
-    `swap_s` is how many seconds each replica takes.
+    `swap_s` is how many seconds each replica takes. `kept` are the replicas that keep what they have, by number, with
+    what they say of it; one that says nothing has not heard of the load.
     """
 
     identity: str
@@ -37,6 +38,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     since: float
     swap_s: float
     error: str | None = None
+    kept: dict[int, str] = msgspec.field(default_factory=dict[int, str])
 
 
 class DeploymentRecord(Record, kw_only=True):

@@ -44,12 +44,16 @@ def replicas_at(served: Sequence[str | None], load: Load | None, now: float) -> 
         return [Replica(current, None, "idle") for current in served]
     if load.error is not None:
         return [Replica(current, load.identity, "error", load.error) for current in served]
-    return [
-        Replica(load.identity, load.identity, "idle")
-        if now >= load.since + load.swap_s * (index + 1)
-        else Replica(current, load.identity, "loading")
-        for index, current in enumerate(served)
-    ]
+    return [_swapping(index, current, load, now) for index, current in enumerate(served)]
+
+
+def _swapping(index: int, current: str | None, load: Load, now: float) -> Replica:
+    if index in load.kept:
+        said = load.kept[index]
+        return Replica(current, load.identity, "error", said) if said else Replica(current, current, "idle")
+    if now >= load.since + load.swap_s * (index + 1):
+        return Replica(load.identity, load.identity, "idle")
+    return Replica(current, load.identity, "loading")
 
 
 def resized(served: Sequence[str | None], count: int) -> list[str | None]:

@@ -13,7 +13,7 @@ Invariants
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +37,7 @@ __all__ = (
     "SampleRequest",
     "SampleResult",
     "SampledSequence",
+    "SampledToken",
     "Sampler",
     "SnapshotInfo",
     "Trainer",
@@ -164,6 +165,21 @@ class SampledSequence:
     stop_reason: Literal["stop", "length"]
 
 
+class SampledToken(NamedTuple):
+    """One token, as soon as it is chosen: the `sample`-th continuation of the request `key` has grown by it.
+
+    `stop_reason` comes with the last token of a continuation. `prompt_logprobs` come with the very first token of a
+    request that asks for them.
+    """
+
+    key: str
+    sample: int
+    token: int
+    logprob: float
+    stop_reason: Literal["stop", "length"] | None = None
+    prompt_logprobs: list[float | None] | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class SampleResult:
     """A finished request: its sequences in sample order, and the prompt's logprobs if asked for.
@@ -257,6 +273,11 @@ class Sampler(Protocol):
     @property
     def busy(self) -> bool:
         """Whether any request is waiting or running."""
+        ...
+
+    @property
+    def newest(self) -> Sequence[SampledToken]:
+        """The tokens of the last step, those of one continuation in order; gathered, they are the results."""
         ...
 
     def submit(self, request: SampleRequest) -> None:

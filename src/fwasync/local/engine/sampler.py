@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from fwasync.local.engine.api import EngineError, SampledSequence, SampleResult
+from fwasync.local.engine.api import EngineError, SampledSequence, SampledToken, SampleResult
 from fwasync.local.engine.batching import check_tokens
 from fwasync.local.engine.choosing import Choice, choose, uniform_stream
 from fwasync.local.engine.decoder import Decoder, KeyValueCache, Prefill
@@ -47,6 +47,8 @@ class _Job:
     stop_tokens: frozenset[int]
     stop_sequences: tuple[tuple[int, ...], ...]
     prefill: Prefill | None = None
+    prompt_logprobs: list[float | None] | None = None
+    topk_prompt_logprobs: list[list[tuple[int, float]] | None] | None = None
     started: int = 0
     finished: dict[int, SampledSequence] = field(default_factory=dict[int, SampledSequence])
 
@@ -67,11 +69,21 @@ class _Row:
         """Positions in the cache: the prompt, and all sampled tokens but the newest."""
         return self.prefill.length + len(self.tokens) - 1
 
-    def ends_with_stop(self) -> bool:
-        """Whether the newest token completes a stop sequence."""
-        return self.tokens[-1] in self.job.stop_tokens or any(
+    def stop_reason(self) -> Literal["stop", "length"] | None:
+        """Why the newest token is the last one, if it is."""
+        if self.tokens[-1] in self.job.stop_tokens or any(
             tuple(self.tokens[-len(stop) :]) == stop for stop in self.job.stop_sequences
-        )
+        ):
+            return "stop"
+        return "length" if len(self.tokens) >= self.job.max_tokens else None
+
+    def newest(self) -> SampledToken:
+        """The newest token, as it is told."""
+        job = self.job
+        is_first = self.sample == 0 and len(self.tokens) == 1
+        prompt_logprobs = job.prompt_logprobs if is_first else None
+        reason = self.stop_reason()
+        return SampledToken(job.request.key, self.sample, self.tokens[-1], self.logprobs[-1], reason, prompt_logprobs)
 
 
 class NumpySampler:
@@ -86,11 +98,17 @@ class NumpySampler:
         self._waiting: deque[_Job] = deque()
         self._rows: list[_Row] = []
         self._cache: KeyValueCache | None = None
+        self._newest: list[SampledToken] = []
 
     @property
     def busy(self) -> bool:
         """Whether any request is waiting or running."""
         return bool(self._jobs)
+
+    @property
+    def newest(self) -> Sequence[SampledToken]:
+        """The tokens of the last step; see `Sampler.newest`."""
+        return self._newest
 
     def submit(self, request: SampleRequest) -> None:
         """Queue a request; see `Sampler.submit`."""
@@ -122,6 +140,7 @@ class NumpySampler:
 
     def step(self) -> list[SampleResult]:
         """Decode one token in every slot; see `Sampler.step`."""
+        self._newest = []
         if not self.busy:
             return []
         if self._cache is None:
@@ -151,6 +170,8 @@ class NumpySampler:
         started: list[_Row] = []
         for (job, sample), prefill in zip(chosen, prefills, strict=True):
             cache.fill(len(self._rows) + len(started), prefill)
+            if sample == 0:
+                self._score_prompt(job, prefill)
             uniforms = uniform_stream(job.request.seed, sample, job.max_tokens)
             started.append(_Row(job, prefill, sample, uniforms))
         return started
@@ -186,19 +207,20 @@ class NumpySampler:
             row.logprobs.append(logprob)
 
     def _finish_rows(self) -> list[SampleResult]:
-        """Take out the rows that are done; returns the requests that are complete thereby."""
+        """Tell the new tokens, and take out the rows that are done; returns the requests that are complete thereby."""
+        self._newest = [row.newest() for row in self._rows]
         done: list[int] = []
         results: list[SampleResult] = []
-        for slot, row in enumerate(self._rows):
-            stopped = row.ends_with_stop()
-            if not stopped and len(row.tokens) < row.job.max_tokens:
+        for slot, (row, newest) in enumerate(zip(self._rows, self._newest, strict=True)):
+            if newest.stop_reason is None:
                 continue
             done.append(slot)
             job = row.job
-            job.finished[row.sample] = SampledSequence(row.tokens, row.logprobs, "stop" if stopped else "length")
+            job.finished[row.sample] = SampledSequence(row.tokens, row.logprobs, newest.stop_reason)
             if len(job.finished) == job.request.num_samples:
                 del self._jobs[job.request.key]
-                results.append(self._result(job, row.prefill))
+                sequences = [job.finished[sample] for sample in range(job.request.num_samples)]
+                results.append(SampleResult(job.request.key, sequences, job.prompt_logprobs, job.topk_prompt_logprobs))
         self._release(done)
         return results
 
@@ -214,23 +236,21 @@ class NumpySampler:
             # An idle sampler holds its weights only: there may be many of them.
             self._cache = None
 
-    def _result(self, job: _Job, prefill: Prefill) -> SampleResult:
+    def _score_prompt(self, job: _Job, prefill: Prefill) -> None:
+        """Give the prompt's tokens the logprobs that are asked for."""
         request = job.request
-        sequences = [job.finished[sample] for sample in range(request.num_samples)]
         if not request.prompt_logprobs and not request.topk_prompt_logprobs:
-            return SampleResult(request.key, sequences)
+            return
         wanted = request.prompt_logprobs_last_n
         start = 1 if wanted is None else len(request.prompt) - wanted
         logits = self._decoder.prompt_logits(prefill)[start - 1 : -1]
         logprobs = logits - log_partition(logits)
-        taken = np.take_along_axis(logprobs, request.prompt[start:, None], axis=1)[:, 0]
         unscored = [None] * start
-        return SampleResult(
-            request.key,
-            sequences,
-            [*unscored, *taken.tolist()] if request.prompt_logprobs else None,
-            [*unscored, *_best(logprobs, request.topk_prompt_logprobs)] if request.topk_prompt_logprobs else None,
-        )
+        if request.prompt_logprobs:
+            taken = np.take_along_axis(logprobs, request.prompt[start:, None], axis=1)[:, 0]
+            job.prompt_logprobs = [*unscored, *taken.tolist()]
+        if request.topk_prompt_logprobs:
+            job.topk_prompt_logprobs = [*unscored, *_best(logprobs, request.topk_prompt_logprobs)]
 
 
 def _best(logprobs: FloatArray, count: int) -> list[list[tuple[int, float]]]:

@@ -1,0 +1,46 @@
+"""A service with scripted faults that has deployments, for the tests of sampling."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+import httpx
+
+from fwasync import AsyncDeploymentManager, AsyncFireworksClient, DeploymentConfig
+from fwasync.testing import AsyncScriptedService, SamplingLoad
+
+TINY = "accounts/fwasync/models/qwen3-tiny"
+SMALL = "accounts/fwasync/models/qwen3-small"
+
+
+def full_name(deployment: str) -> str:
+    return f"accounts/local/deployments/{deployment}"
+
+
+async def deploy(service: AsyncScriptedService, *names: str, base_model: str = TINY) -> None:
+    """Deployments of a base model, ready to be sampled."""
+    async with AsyncFireworksClient(service.base_url, service.api_key) as fireworks:
+        manager = AsyncDeploymentManager(fireworks)
+        for name in names:
+            await manager.create(DeploymentConfig(deployment_id=name, base_model=base_model))
+            await manager.wait_until_ready(name)
+
+
+@asynccontextmanager
+async def plain_client(service: AsyncScriptedService) -> AsyncIterator[httpx.AsyncClient]:
+    """A client that is not ours."""
+    headers = {"X-API-Key": service.api_key}
+    async with httpx.AsyncClient(base_url=service.base_url, headers=headers, timeout=30, trust_env=False) as client:
+        yield client
+
+
+async def load_when(service: AsyncScriptedService, *, running: int, waiting: int = 0) -> SamplingLoad:
+    """The load, as soon as there are so many requests."""
+    with anyio.fail_after(30):
+        while True:
+            load = await service.sampling()
+            if (load.running, load.waiting) == (running, waiting):
+                return load
+            await anyio.sleep(0.01)

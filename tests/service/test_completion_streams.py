@@ -1,0 +1,128 @@
+"""Streams of completions on the wire: each token as it is sampled, for fast readers and slow ones."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import anyio
+import anyio.to_thread
+import httpx
+import pytest
+import pytest_asyncio
+
+from fwasync._wire.completions import DONE, EventDecoder
+from fwasync.testing import AsyncScriptedService, local_service
+from service.scripted import SMALL, deploy, full_name, load_when, plain_client
+
+PATH = "/inference/v1/completions"
+PROMPT = [5, 6, 7, 8]
+# The most likely token again and again, to the end of the context.
+ENDLESS = {"max_tokens": 10**6, "temperature": 0}
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[AsyncScriptedService]:
+    async with local_service(data_dir=tmp_path_factory.mktemp("streams")) as running:
+        await deploy(running, "tiny")
+        await deploy(running, "small", base_model=SMALL)
+        yield running
+    assert (running.data_dir / "service.log").read_text() == ""
+
+
+def body(model: str = "tiny", **fields: Any) -> dict[str, Any]:
+    asked = {"model": full_name(model), "prompt": PROMPT, "stream": True, "raw_output": True, "logprobs": True}
+    return {**asked, "perf_metrics_in_response": True, **fields}
+
+
+async def events(response: httpx.Response) -> AsyncIterator[bytes]:
+    decoder = EventDecoder()
+    async for piece in response.aiter_raw():
+        for event in decoder.feed(piece):
+            yield event
+
+
+async def test_a_token_comes_while_the_next_ones_are_sampled(service: AsyncScriptedService) -> None:
+    async with plain_client(service) as client:
+        before = await load_when(service, running=0)
+        async with client.stream("POST", PATH, json=body("small", **ENDLESS, n=64)) as response:
+            coming = events(response)
+            first = json.loads(await anext(coming))
+            assert first["choices"][0]["logprobs"]["content"][0]["logprob"] < 0
+            assert float(response.headers["fireworks-server-time-to-first-token"]) > 0
+            assert "fireworks-server-processing-time" not in response.headers
+            during = await service.sampling()
+            assert during.running == 1, "the first token came when all had been sampled"
+        after = await load_when(service, running=0)
+        # The client has gone: 64 choices of a thousand tokens each were under way.
+        assert after.tokens - before.tokens < 64_000
+        assert (await service.sampling()).tokens == after.tokens
+
+
+async def test_the_metrics_tell_when_the_first_token_came(service: AsyncScriptedService) -> None:
+    async with plain_client(service) as client:
+        whole = (await client.post(PATH, json=body(stream=False, max_tokens=50, temperature=0))).json()["perf_metrics"]
+        async with client.stream("POST", PATH, json=body(max_tokens=50, temperature=0)) as response:
+            *_, last, done = [event async for event in events(response)]
+    assert done == DONE
+    for metrics in (whole, json.loads(last)["perf_metrics"]):
+        ttft, total = (float(metrics[f"server-{name}"]) for name in ("time-to-first-token", "processing-time"))
+        assert 0 < ttft < total
+
+
+async def test_choices_grow_side_by_side_and_the_last_event_closes_all(service: AsyncScriptedService) -> None:
+    async with plain_client(service) as client:
+        async with client.stream("POST", PATH, json=body(max_tokens=8, n=3, seed=1)) as response:
+            *pieces, done = [event async for event in events(response)]
+    told = [json.loads(piece) for piece in pieces]
+    indices = [message["choices"][0].get("index", 0) for message in told]
+    assert sorted(indices[:3]) == [0, 1, 2]
+    assert [message.get("usage") is not None for message in told] == [False] * (len(told) - 1) + [True]
+    assert done == DONE
+
+
+async def test_a_refusal_comes_before_the_stream(service: AsyncScriptedService) -> None:
+    async with plain_client(service) as client:
+        refused = await client.post(PATH, json=body(temperature=-1))
+    assert refused.status_code == 400
+    assert "temperature" in refused.json()["error"]["message"]
+
+
+def unread(service: AsyncScriptedService, message: dict[str, Any]) -> socket.socket:
+    """A connection whose answer waits to be read."""
+    address = urlsplit(service.base_url)
+    connection = socket.socket()
+    connection.settimeout(30)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.connect((address.hostname, address.port or 0))
+    content = json.dumps(message).encode()
+    head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nX-API-Key: {service.api_key}\r\nContent-Type: application/json\r\n"
+    connection.sendall(f"{head}Content-Length: {len(content)}\r\nConnection: close\r\n\r\n".encode() + content)
+    return connection
+
+
+def read_all(connection: socket.socket) -> bytes:
+    received = bytearray()
+    while piece := connection.recv(1 << 20):
+        received += piece
+    return bytes(received)
+
+
+async def test_who_does_not_read_holds_up_nobody_and_loses_nothing(service: AsyncScriptedService) -> None:
+    async with plain_client(service) as client:
+        # More than the buffers of two sockets hold.
+        connection = await anyio.to_thread.run_sync(unread, service, body(**ENDLESS, n=64))
+        with connection:
+            await load_when(service, running=1)
+            other = await client.post(PATH, json=body(stream=False, max_tokens=3))
+            assert other.status_code == 200
+            await load_when(service, running=0)  # all of it was sampled, though nothing was read
+            received = await anyio.to_thread.run_sync(read_all, connection)
+    assert received.count(b'"token_id"') == received.count(b'"logprob"') > 64 * 400
+    assert received.count(b'"finish_reason":"length"') == 64
+    assert received.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")

@@ -1,0 +1,104 @@
+"""A thousand samples in flight, and what is left of them on both sides when nobody wants them any more."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import anyio
+import pytest
+import pytest_asyncio
+
+from fwasync import AsyncDeploymentSampler, FixedConcurrencyController, errors
+from fwasync.testing import AsyncScriptedService, local_service
+from service.scripted import SMALL, deploy, full_name, load_when
+
+# The most likely token after it is the same again and again, to the end of the context.
+PROMPT = [5, 6, 7, 8]
+CONTEXT = 1024
+SAMPLES = 1000
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[AsyncScriptedService]:
+    async with local_service(data_dir=tmp_path_factory.mktemp("cancelled")) as running:
+        await deploy(running, "small", base_model=SMALL)
+        yield running
+    assert (running.data_dir / "service.log").read_text() == ""
+
+
+def sampler_of(service: AsyncScriptedService, concurrency: int = SAMPLES) -> AsyncDeploymentSampler:
+    controller = FixedConcurrencyController(concurrency)
+    return AsyncDeploymentSampler(service.base_url, full_name("small"), service.api_key, concurrency=controller)
+
+
+async def whole(sampler: AsyncDeploymentSampler, seed: int) -> None:
+    await sampler.sample_with_prompt_tokens(PROMPT, max_tokens=CONTEXT, temperature=0, seed=seed)
+
+
+async def group(sampler: AsyncDeploymentSampler, seed: int) -> None:
+    await sampler.sample_with_prompt_tokens(PROMPT, 10, max_tokens=CONTEXT, temperature=0, seed=seed)
+
+
+async def streamed(sampler: AsyncDeploymentSampler, seed: int) -> None:
+    async with sampler.stream_with_prompt_tokens(PROMPT, max_tokens=CONTEXT, temperature=0, seed=seed) as stream:
+        async for _ in stream:
+            pass
+
+
+KINDS: list[Callable[[AsyncDeploymentSampler, int], Awaitable[None]]] = [whole] * 400 + [streamed] * 300 + [group] * 30
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir())) if sys.platform == "linux" else 0
+
+
+@pytest.mark.parametrize("how", ["cancelled", "closed"])
+async def test_a_thousand_samples_end_on_both_sides(service: AsyncScriptedService, how: str) -> None:
+    files, before = open_files(), await load_when(service, running=0)
+    ended: Counter[str] = Counter()
+
+    async def note(kind: Callable[[AsyncDeploymentSampler, int], Awaitable[None]], seed: int) -> None:
+        try:
+            await kind(sampler, seed)
+        except BaseException as error:
+            ended[type(error).__name__] += 1
+            if not isinstance(error, errors.ClosedError):
+                raise
+        else:
+            ended["finished"] += 1
+
+    sampler = sampler_of(service)
+    async with anyio.create_task_group() as tasks:
+        async with sampler:
+            for seed, kind in enumerate(KINDS):
+                tasks.start_soon(note, kind, seed)
+            await load_when(service, running=64, waiting=SAMPLES - 64)
+            if how == "cancelled":
+                tasks.cancel_scope.cancel()
+    assert ended == {"CancelledError" if how == "cancelled" else "ClosedError": len(KINDS)}
+    assert (sampler.concurrency.in_flight, sampler.concurrency.waiting) == (0, 0)
+    after = await load_when(service, running=0)
+    assert after.tokens - before.tokens < SAMPLES * 100  # a thousand each were asked for
+    assert open_files() == files
+
+    async with sampler_of(service) as again:
+        [one] = await again.sample_with_prompt_tokens(PROMPT, max_tokens=7, temperature=0)
+    assert (await service.sampling()).tokens == after.tokens + one.completion_len == after.tokens + 7
+
+
+async def test_a_sampler_goes_on_after_its_samples_were_cancelled(service: AsyncScriptedService) -> None:
+    async with sampler_of(service, 20) as sampler:
+        for kind in (whole, group, streamed):
+            async with anyio.create_task_group() as tasks:
+                for seed in range(40):
+                    tasks.start_soon(kind, sampler, seed)
+                await load_when(service, running=20)
+                tasks.cancel_scope.cancel()
+            assert (sampler.concurrency.in_flight, sampler.concurrency.waiting) == (0, 0)
+            await load_when(service, running=0)
+            assert len(await sampler.sample_with_prompt_tokens(PROMPT, 4, max_tokens=2)) == 4
