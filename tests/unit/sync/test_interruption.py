@@ -129,8 +129,18 @@ def struck(use: Callable[[Story], None], strike: Strike) -> Strike:
     return strike
 
 
-def threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+@pytest.fixture(autouse=True)
+def others() -> None:
+    """What other tests have left in the process."""
+    OTHERS.clear()
+    OTHERS.update(threading.enumerate())
+
+
+OTHERS: set[threading.Thread] = set()
+
+
+def threads() -> set[threading.Thread]:
+    return set(threading.enumerate()) - OTHERS
 
 
 def wait_for(condition: Callable[[], Any], failure: str) -> None:
