@@ -16,7 +16,7 @@ from fwasync.control.names import check_id, path_of
 from fwasync.control.plane import Plane
 from fwasync.control.promotion import promote
 from fwasync.control.resources import CheckpointInfo, DeploymentShapeProfile, ModelInfo, TrainingShapeProfile
-from fwasync.control.shapes import resolve_deployment_shape, resolve_training_shape
+from fwasync.control.shapes import resolve_deployment_profile, resolve_training_profile
 from fwasync.errors import UsageError
 
 __all__ = ("AsyncFireworksClient",)
@@ -112,11 +112,11 @@ class AsyncFireworksClient:
         Args:
             name: `accounts/{account}/trainingShapes/{shape}`, possibly with `/versions/{version}`.
         """
-        return await resolve_training_shape(self.plane, name)
+        return await resolve_training_profile(self.plane, name)
 
     async def resolve_deployment_profile(self, name: str) -> DeploymentShapeProfile:
         """What a deployment shape fixes; as for `resolve_training_profile`."""
-        return await resolve_deployment_shape(self.plane, name)
+        return await resolve_deployment_profile(self.plane, name)
 
     async def list_checkpoints(self, job_id: str, *, page_size: int = 200) -> AsyncGenerator[CheckpointInfo]:
         """Checkpoints and snapshots of a trainer job, oldest first; also of one that was deleted a while ago."""
