@@ -82,7 +82,7 @@ def _print_outcome(directory: Path, stages: Sequence[demo.Stage], records: Seque
 
 
 def _rewards(records: Sequence[Record]) -> list[float]:
-    return [record.metrics["rollout/reward"] for record in records if record.phase == rl.PHASE]
+    return [record.metrics["rollout/raw_reward"] for record in records if record.phase == rl.PHASE]
 
 
 def _ends(rewards: Sequence[float]) -> tuple[float, float]:
@@ -104,6 +104,6 @@ def _example_rows(stages: Sequence[demo.Stage], count: int) -> list[tuple[str, .
         return []
     answers = zip(*(stage.evaluation.answers[:count] for stage in stages), strict=True)
     return [
-        (row[0].prompt.messages[-1].content, row[0].prompt.truth, *(shown(answer.text) for answer in row))
+        (row[0].row.messages[-1].content, str(row[0].row.ground_truth), *(shown(answer.text) for answer in row))
         for row in answers
     ]

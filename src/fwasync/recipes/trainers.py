@@ -21,13 +21,13 @@ the policy's service, in the policy's session (`create_base_training_client`); a
 **Samplers.** A recipe that samples passes its `DeployConfig` as `deploy`. On the control plane `trainers.deployment` is
 then the deployment that takes the policy's snapshots: `AsyncDeploymentSampler` samples from it, and an
 `AsyncWeightSyncer` on `trainers.policy` and an `AsyncHotLoadManager` brings it new weights. On a service that runs
-there is no deployment: `trainers.service.create_sampling_client(model_path=...)` samples from a snapshot's path. What
-hides that difference from a recipe (sample these prompts, publish these weights) belongs beside this module and is
-built from a `Trainers`.
+there is no deployment: `trainers.service.create_sampling_client(model_path=...)` samples from a snapshot's path.
+`serving` hides that difference from a recipe: sample these prompts, publish these weights.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -41,6 +41,7 @@ from fwasync import (
     DeployConfig,
     provision,
 )
+from fwasync._http.credentials import find_key
 from fwasync._wire.paths import split_cross_job
 from fwasync.checkpoints.promotion import Promoter
 from fwasync.config.launch import Progress
@@ -65,6 +66,8 @@ class Trainers:
         job_id: The policy's trainer job; `None` on a service that runs.
         promoter: Makes models of snapshots, where there is a control plane.
         max_context_length: Of the policy in tokens, if the control plane says so.
+        fireworks: The control plane, where there is one.
+        api_key: Its key; never shown.
     """
 
     service: AsyncServiceClient
@@ -74,6 +77,8 @@ class Trainers:
     job_id: str | None = None
     promoter: Promoter | None = None
     max_context_length: int | None = None
+    fireworks: AsyncFireworksClient | None = None
+    api_key: str = field(default="", repr=False)
 
     async def max_seq_len(self, config: RecipeConfig) -> int:
         """The longest row that is trained on, in tokens: as configured, else as the service tells.
@@ -213,7 +218,15 @@ class Where:
         elif reference:
             frozen = await stack.enter_async_context(service.create_base_training_client(config.base_model))
         return Trainers(
-            service, policy, frozen, up.deployment, up.policy.job_id, fireworks, up.policy.max_context_length
+            service,
+            policy,
+            frozen,
+            up.deployment,
+            up.policy.job_id,
+            promoter=fireworks,
+            max_context_length=up.policy.max_context_length,
+            fireworks=fireworks,
+            api_key=find_key(fireworks.base_url, self.api_key, os.environ),
         )
 
 
