@@ -57,8 +57,8 @@ PHASE = "rl"
 _ROWS = "rows"
 
 SampledEvalFn = Callable[[int, ServedPolicy], Awaitable[Mapping[str, float]] | Mapping[str, float]]
-"""`(step, policy) -> metrics`, called every `evaluation_interval` steps and after the last. Nothing is trained meanwhile,
-and `policy` samples the weights that were published last. The metrics are logged with the step's own."""
+"""`(step, policy) -> metrics`, called every `evaluation_interval` steps and after the last. Nothing is trained then.
+`policy` samples the weights that were published last. The metrics are logged with the step's own."""
 
 
 class Config(PolicyConfig):
@@ -292,12 +292,13 @@ class _Training:
         batch = await anyio.to_thread.run_sync(policy_batch, collected.kept, number - 1)
         backward = await self.update.submit(batch)
         optim_step = client.optim_step(adam, config.grad_accumulation_normalization, timeout=timeout)
-        self.counts += RowCounts.of(collected)
-        last, marks = self._is_over(number, source), {_ROWS: asdict(self.counts)}
-        saving = self.checkpoints.submit(number, source.consumed, last=last, more=marks)
         output, update = await backward.future, await optim_step
         trained = anyio.current_time()
         sync_s = await self._sync(number)
+        # Behind that: a snapshot that is not the sampler's makes it impossible to send a difference.
+        self.counts += RowCounts.of(collected)
+        last, marks = self._is_over(number, source), {_ROWS: asdict(self.counts)}
+        saving = self.checkpoints.submit(number, source.consumed, last=last, more=marks)
         ended = anyio.current_time()
         wall = max(ended - started, 1e-9)
         remote = remote_metrics(output, update)

@@ -128,6 +128,9 @@ class ServedPolicy(ABC):
     async def publish(self, version: int) -> str:
         """Serve the policy's weights of now: as they are behind everything that was submitted to its client.
 
+        Deployments get the difference to the version before, so snapshots that are saved by other means come behind the
+        last version, or a hot-load is refused.
+
         Args:
             version: What they are called from now on, such as the optimizer steps that made them.
 
@@ -247,7 +250,7 @@ class _Deployed(ServedPolicy):
 
     async def _publish(self, version: int) -> str:
         try:
-            snapshot = await self._syncer.save_and_hotload(f"step-{version}")
+            snapshot = await self._syncer.save_and_hotload(f"sampler-{version}")
         except BaseException:
             if self._syncer.base_identity is None:  # a load may have begun
                 self._version = None

@@ -193,7 +193,7 @@ async def test_a_deployment_whose_load_failed_is_not_sampled(stage: str, left: i
         base_identity: str | None = "step-0"
 
         async def save_and_hotload(self, name: str) -> str:
-            if name == "step-1":
+            if name == "sampler-1":
                 self.base_identity = None if stage == "loading" else self.base_identity
                 raise HotLoadFailedError("no", snapshot=name)
             return name
@@ -208,7 +208,7 @@ async def test_a_deployment_whose_load_failed_is_not_sampled(stage: str, left: i
     sampler: Any = Sampler()
     syncer: Any = Syncer()
     served = serving._Deployed(sampler, syncer, None, timeout=5)
-    assert await served.publish(0) == "step-0"
+    assert await served.publish(0) == "sampler-0"
     with pytest.raises(HotLoadFailedError):
         await served.publish(1)
     assert served.version == left
