@@ -169,7 +169,7 @@ async def serve_policy(
 
     Args:
         trainers: What is up; with its deployment, if it has one.
-        stop_tokens: What ends an answer of this model, for services that do not know; deployments do.
+        stop_tokens: What ends an answer of this model: services are told, deployments know.
         deploy: The deployment's configuration: how long one completion may take, how many replicas there are.
         weight_sync: How weights travel.
         concurrency: How many requests run at a time.
@@ -206,7 +206,7 @@ async def serve_policy(
                 fireworks.base_url, trainers.deployment.inference_model, trainers.api_key, concurrency=controller
             )
         )
-        yield _Deployed(sampler, syncer, 0 if untouched else None, timeout=deploy.sample_timeout)
+        yield _Deployed(sampler, syncer, list(stop_tokens), 0 if untouched else None, timeout=deploy.sample_timeout)
 
 
 def concurrency_controller(config: ConcurrencyConfig, *, replicas: int = 1) -> ConcurrencyController:
@@ -236,14 +236,23 @@ class _Deployed(ServedPolicy):
     """A deployment, into which versions are hot-loaded."""
 
     def __init__(
-        self, sampler: AsyncDeploymentSampler, syncer: AsyncWeightSyncer, version: int | None, *, timeout: float
+        self,
+        sampler: AsyncDeploymentSampler,
+        syncer: AsyncWeightSyncer,
+        stop_tokens: list[int],
+        version: int | None,
+        *,
+        timeout: float,
     ) -> None:
         super().__init__(sampler.concurrency, version)
         self._sampler = sampler
         self._syncer = syncer
+        self._stop_tokens = stop_tokens
         self._timeout = timeout
 
     async def _sample(self, prompt: list[int], n: int, options: dict[str, Any]) -> list[SampledCompletion]:
+        if options["stop"] is not None and list(options["stop"]) == self._stop_tokens:
+            options["stop"] = None  # where the model ends by itself, and ids would need a tokenizer
         return await self._sampler.sample_with_prompt_tokens(
             prompt, n, logprobs=True, http_timeout=self._timeout, **options
         )
