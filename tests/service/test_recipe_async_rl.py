@@ -122,7 +122,8 @@ async def test_turns_know_the_version_that_sampled_them(tmp_path: Path, data: Pa
 
     async with launch() as local:
         config = settings(tmp_path, max_steps=2, max_head_offpolicy_versions=1, pipeline_chunks_per_step=1)
-        await async_rl.train(config, rollout=rollout, where=Where(local.base_url, local.api_key), on_step=on_step)
+        where = Where(local.base_url, local.api_key)
+        await async_rl.train(config, rollout=rollout, where=where, on_step=on_step, keep=lambda group: True)
     assert seen.count((0,)) >= 4 * 6
     assert (0, 1) in seen
     first, second = records(tmp_path / "run")

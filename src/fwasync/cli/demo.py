@@ -82,7 +82,7 @@ def _print_outcome(directory: Path, stages: Sequence[demo.Stage], records: Seque
 
 
 def _rewards(records: Sequence[Record]) -> list[float]:
-    return [record.metrics["rollout/raw_reward"] for record in records if record.phase == rl.PHASE]
+    return [record.metrics["rollout/reward"] for record in records if record.phase == rl.PHASE]
 
 
 def _ends(rewards: Sequence[float]) -> tuple[float, float]:

@@ -17,8 +17,6 @@ Invariants
 from __future__ import annotations
 
 import logging
-import math
-import sys
 from array import array
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
@@ -31,7 +29,6 @@ import anyio.to_thread
 from fwasync import AsyncRewardPool, AsyncRolloutScheduler
 from fwasync._background import Background
 from fwasync.checkpoints.ledger import CheckpointEntry
-from fwasync.checkpoints.saving import CheckpointKind
 from fwasync.data.prompts import PromptRow
 from fwasync.errors import FwasyncError, UsageError
 from fwasync.recipes.async_config import Config
@@ -44,7 +41,6 @@ from fwasync.recipes.policy_session import (
     PolicySession,
     Result,
     SampledEvalFn,
-    conclude,
     open_session,
     recorded_policy_run,
 )
@@ -180,7 +176,7 @@ class _Training:
     is_over: bool = False
     checkpoint: CheckpointEntry | None = None
     filtered: list[PromptGroup] = field(default_factory=list[PromptGroup])
-    failed: int = 0
+    state: RolloutState = field(default_factory=RolloutState)
     cursors: array[int] = field(default_factory=lambda: array("q", [0]))
     waiting: anyio.CancelScope = field(default_factory=anyio.CancelScope)
 
@@ -188,11 +184,8 @@ class _Training:
         config, session = self.config, self.session
         start = session.start
         self.number, self.checkpoint = (start.step, start.entry) if start else (0, None)
-        began, state = self.number, _state(self.checkpoint)
-        self.failed = state.failed
-        order = Batches(session.prompts.usable, 1, epochs=config.epochs, seed=config.seed, shuffle=config.shuffle)
-        steps = math.ceil(order.steps() / config.prompt_groups_per_step)
-        self.total = min(steps, config.max_steps or sys.maxsize)
+        began, self.state = self.number, _state(self.checkpoint)
+        order, self.total = session.plan()
         self.run.begin(PHASE, self.total)
         self.runner.begin(self.number, self.total)
         scheduler = AsyncRolloutScheduler(
@@ -204,7 +197,7 @@ class _Training:
             keep=self._is_kept,
             concurrency=session.served.concurrency if config.concurrency.mode else None,
             executor=self.executor,
-            state=state,
+            state=self.state,
             on_stall=self._warn if config.on_stall == "warn" else None,
         )
         self.is_over = self.number >= self.total
@@ -212,20 +205,13 @@ class _Training:
             if not self.is_over:
                 await self._sample_and_train(scheduler, stop)
         except Exception as error:
-            await self._say_how_to_go_on(error, scheduler.state())
+            await self._say_how_to_go_on(error)
             raise
-        state = scheduler.state()
-        rows, stopped = _counts(state), None if self.is_over else stop.reason
+        state = self.state
+        rows = RowCounts(state.kept, state.filtered, state.failed)
+        stopped = None if self.is_over else stop.reason
         result = Result(self.number, self.total, self.checkpoint, rows, stopped, session.trainers.job_id)
-        return await conclude(
-            config,
-            self.run,
-            session.checkpoints,
-            result,
-            self._consumed(state),
-            began=began,
-            more=_marks(state),
-        )
+        return await session.conclude(self.run, result, self._consumed(), began=began, more=self._marks())
 
     async def _sample_and_train(self, scheduler: AsyncRolloutScheduler[TakenRow], stop: StopRequest) -> None:
         served = self.session.served
@@ -246,6 +232,8 @@ class _Training:
                     if batch is not None:
                         self.number += 1
                         await self._step(self.number, batch, scheduler)
+                    elif self.is_over:
+                        self.state = scheduler.state()  # with the rows that were dropped behind the last step
         finally:
             await looking.aclose()
 
@@ -276,20 +264,21 @@ class _Training:
         account = scheduler.statistics().account
         is_last = scheduler.statistics().source_exhausted and not account.in_flight + account.waiting
         self.is_over = number >= self.total or is_last
-        state, self.filtered, filtered = scheduler.state(), [], self.filtered
-        self.failed, failed = state.failed, state.failed - self.failed
-        saving = session.checkpoints.submit(number, self._consumed(state), last=self.is_over, more=_marks(state))
+        before, self.state, self.filtered, filtered = self.state, scheduler.state(), [], self.filtered
+        consumed, marks = self._consumed(), self._marks()
+        saving = session.checkpoints.submit(number, consumed, last=self.is_over, more=marks)
         if saving is None and unserved is not None:
-            saving = session.checkpoints.save(number, self._consumed(state), more=_marks(state))
+            saving = session.checkpoints.save(number, consumed, more=marks)
         kept = [answered(group) for group in sorted(batch.groups, key=lambda group: group.row_index)]
         metrics: dict[str, float] = {
             **told,
             **rollout_metrics(Collected(kept, filtered, [], 0), step=batch.version),
             **remote,
-            "rollout/sample_fails": failed,
+            "rollout/sample_fails": self.state.failed - before.failed,
             "rollout/in_flight": told["async/in_flight_samples_mean"],
             "train/lr": learning_rate,
-            "train/data_consumed": self._consumed(state),
+            "train/data_consumed": consumed,
+            **session.concurrency_metrics(),
             "perf/ref_forward_time": passes.reference_s,
             "perf/weight_sync_time": sync_s,
             "perf/train_tokens_per_s": passes.targets / max(told["perf/train_time"], 1e-9),
@@ -315,11 +304,14 @@ class _Training:
             self.cursors.append(prompt.cursor)
             yield prompt
 
-    def _consumed(self, state: RolloutState) -> int:
+    def _consumed(self) -> int:
         """Rows of the file that are done without a gap; the state knows those beyond."""
-        if state.position < len(self.cursors):
-            return self.cursors[state.position]
+        if self.state.position < len(self.cursors):
+            return self.cursors[self.state.position]
         return self.session.start.data_consumed if self.session.start else 0  # nothing was asked for yet
+
+    def _marks(self) -> Mapping[str, Any]:
+        return {_ROLLOUTS: self.state.as_dict()}
 
     def _is_kept(self, group: RolloutGroup[TakenRow]) -> bool:
         kept = self.keep(group)
@@ -342,7 +334,7 @@ class _Training:
         logger.warning("%s\n%s", report, report.tasks)
         self.run.message(str(report))
 
-    async def _say_how_to_go_on(self, error: Exception, state: RolloutState) -> None:
+    async def _say_how_to_go_on(self, error: Exception) -> None:
         """Save what is not saved, if the trainer is there, and add to the error from where the run can go on.
 
         Raises:
@@ -353,9 +345,7 @@ class _Training:
         if not lost and self.is_between_steps and self.number > (saved.step if saved else 0):
             with anyio.move_on_after(self.config.weight_sync.dcp_timeout):
                 try:
-                    pending = checkpoints.save(
-                        self.number, self._consumed(state), CheckpointKind.STATE, more=_marks(state)
-                    )
+                    pending = checkpoints.save(self.number, self._consumed(), more=self._marks())
                     self.checkpoint = await checkpoints.finish(pending)
                 except FwasyncError as why:
                     error.add_note(f"step {self.number} could not be saved: {why}")
@@ -377,11 +367,3 @@ def _state(entry: CheckpointEntry | None) -> RolloutState:
             f"log_path, and {entry.state_path} as init_from_checkpoint."
         )
     return RolloutState.from_dict(entry.extra[_ROLLOUTS])
-
-
-def _counts(state: RolloutState) -> RowCounts:
-    return RowCounts(state.kept, state.filtered, state.failed)
-
-
-def _marks(state: RolloutState) -> Mapping[str, Any]:
-    return {_ROLLOUTS: state.as_dict()}

@@ -4,8 +4,8 @@ Invariants
     * Each row that is taken ends in one of three ways: kept, filtered or failed.
     * Which rows are taken depends on their outcomes alone, and not on which arrives first: they are the shortest
       beginning of what is left that has so many groups to keep. Groups are in the order of their rows.
-    * Only bad luck of sampling is a failure: a service that is busy, a connection that broke. Whatever else is raised,
-      in a reward function above all, ends the run; and so does bad luck that does not end.
+    * Only bad luck is a failure: a service that is busy, a connection that broke (see `fwasync.rollout.failures`).
+      Whatever else is raised ends the run, and so does bad luck that does not end.
 """
 
 from __future__ import annotations
@@ -17,22 +17,13 @@ from typing import TypeVar
 import anyio
 from anyio.abc import TaskGroup
 
-from fwasync.errors import (
-    FwasyncError,
-    OperationFailedError,
-    OperationTimeoutError,
-    ProtocolError,
-    ResultLostError,
-    ServiceError,
-    TransportError,
-)
 from fwasync.recipes.groups import GroupFilter, PromptGroup, TakenRow, rewards_differ
+from fwasync.rollout.failures import is_recoverable
 
 __all__ = ("Collected", "Collector", "RowCounts")
 
 T = TypeVar("T")
 
-_TRANSIENT = (408, 425, 429)
 _MOST_FAILURES = 8
 
 
@@ -43,13 +34,13 @@ class Collected:
     Attributes:
         kept: Groups to train on, in the order of their rows.
         filtered: Groups that were dropped, in the same order.
-        failed: Why rows could not be sampled, in the same order.
+        failed: Why rows could not be sampled or rewarded, in the same order.
         consumed: Rows that are consumed with these.
     """
 
     kept: list[PromptGroup]
     filtered: list[PromptGroup]
-    failed: list[FwasyncError]
+    failed: list[Exception]
     consumed: int
 
 
@@ -124,8 +115,8 @@ class Collector:
             after: What was collected before and is to be told together with this.
 
         Raises:
-            FwasyncError: Of a row that could not be sampled, after so many others that it is no bad luck.
-            Exception: What the reward function or the filter raises.
+            Exception: What sampling, the reward function or the filter raises that is no bad luck, or is the last of
+                so much that it is none any more.
 
         **Cancellation:** all requests end. The rows that were taken are lost to this object.
         """
@@ -157,12 +148,12 @@ class Collector:
     async def _settle(self, tasks: TaskGroup, step: _Step, taken: TakenRow) -> None:
         try:
             group = await self._sample(taken)
-        except FwasyncError as error:
+        except Exception as error:
             self._failures += 1
-            if not _is_bad_luck(error):
+            if not is_recoverable(error):
                 raise
             if self._failures >= max(_MOST_FAILURES, 2 * step.target):
-                error.add_note(f"{self._failures} rows one after the other could not be sampled")
+                error.add_note(f"{self._failures} rows one after the other could not be sampled or rewarded")
                 raise
             step.failed[taken.cursor] = error
         else:
@@ -187,19 +178,8 @@ class _Step:
     in_flight: int = 0
     kept: dict[int, PromptGroup] = field(default_factory=dict[int, PromptGroup])
     filtered: dict[int, PromptGroup] = field(default_factory=dict[int, PromptGroup])
-    failed: dict[int, FwasyncError] = field(default_factory=dict[int, FwasyncError])
+    failed: dict[int, Exception] = field(default_factory=dict[int, Exception])
 
 
 def _ordered(outcomes: dict[int, T]) -> list[T]:
     return [outcomes[cursor] for cursor in sorted(outcomes)]
-
-
-def _is_bad_luck(error: FwasyncError) -> bool:
-    """Whether it need not happen to the next row too."""
-    if isinstance(error, ProtocolError):
-        return False
-    if isinstance(error, ServiceError):
-        return error.status in _TRANSIENT or error.status >= 500
-    if isinstance(error, OperationFailedError):
-        return error.category == "server"
-    return isinstance(error, TransportError | OperationTimeoutError | ResultLostError)

@@ -29,6 +29,7 @@ __all__ = ("PHASE", "Config", "Stage", "train")
 PHASE = "held-out"
 
 _BATCH = 64
+_GROUPS = 16
 _ADAM = AdamConfig(beta2=0.95, eps=1e-12, weight_decay=0.0)
 
 
@@ -76,10 +77,11 @@ class Config(BaseModel):
             log_path=self.log_path,
             base_model=self.base_model,
             max_rows=None,
+            epochs=math.ceil(self.grpo_steps * _GROUPS / sort_digits.ROWS),
             learning_rate=5e-4,
             adam=_ADAM,
             grad_clip_norm=1.0,
-            prompt_groups_per_step=16,
+            prompt_groups_per_step=_GROUPS,
             completions_per_prompt=8,
             max_completion_tokens=sort_digits.MAX_TOKENS,
             kl_beta=0.0,
@@ -131,5 +133,8 @@ async def train(config: Config, *, service: AsyncServiceClient, run: Run, on_sta
         await judge("base model", 1, base_model=config.base_model)
         taught = await sft.train(taught_by, where=Where(trainers=trainers), run=run)
         await judge("after SFT", 2, snapshot=taught.checkpoint.sampler_path if taught.checkpoint else None)
-        rewarded = await rl.train(config.rl(), reward=sort_digits.reward, where=Where(trainers=trainers), run=run)
+        # All groups are kept: one whose rewards do not differ has no gradient, and steps stay comparable.
+        rewarded = await rl.train(
+            config.rl(), reward=sort_digits.reward, where=Where(trainers=trainers), run=run, keep=lambda _: True
+        )
         await judge("after GRPO", 3, snapshot=rewarded.checkpoint.sampler_path if rewarded.checkpoint else None)

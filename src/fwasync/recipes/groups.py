@@ -17,9 +17,9 @@ import numpy.typing as npt
 from fwasync import SampledCompletion
 from fwasync.data.chat import ChatTokenizer
 from fwasync.data.prompts import PromptRow
+from fwasync.data.seeds import derive_seed
 from fwasync.errors import ProtocolError, UsageError
 from fwasync.recipes.callbacks import called
-from fwasync.recipes.seeds import derive_seed
 from fwasync.recipes.serving import ServedPolicy
 from fwasync.rollout.advantages import group_advantages
 

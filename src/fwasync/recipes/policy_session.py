@@ -7,6 +7,8 @@ Invariants
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -22,18 +24,20 @@ from fwasync.data.chat import ChatTokenizer
 from fwasync.data.prompts import PromptRow, load_prompts
 from fwasync.data.rendering import resolve_renderer
 from fwasync.errors import DatasetError
+from fwasync.recipes.batches import Batches
 from fwasync.recipes.collecting import RowCounts
 from fwasync.recipes.policy_config import PolicyConfig
 from fwasync.recipes.policy_update import PolicyUpdate
 from fwasync.recipes.prompts import Prompts, render_prompts
+from fwasync.recipes.recording import recording
 from fwasync.recipes.runner import Runner
 from fwasync.recipes.saving import DATA_KEY, Checkpoints, find_start
 from fwasync.recipes.serving import ServedPolicy, serve_policy
 from fwasync.recipes.trainers import Trainers, Where
-from fwasync.tracking.run import Run, open_run
+from fwasync.tracking.run import Run
 from fwasync.training.custom_loss import require_torch
 
-__all__ = ("PolicySession", "Result", "SampledEvalFn", "conclude", "open_session", "recorded_policy_run")
+__all__ = ("PolicySession", "Result", "SampledEvalFn", "open_session", "recorded_policy_run")
 
 SampledEvalFn = Callable[[int, ServedPolicy], Awaitable[Mapping[str, float]] | Mapping[str, float]]
 """`(step, policy) -> metrics`, called every `evaluation_interval` steps and after the last. Nothing is trained then.
@@ -66,6 +70,7 @@ class PolicySession:
     """What is up.
 
     Attributes:
+        config: The recipe's configuration.
         start: Where the run goes on; `None` is from the beginning.
         trainers: The policy and its reference.
         tokenizer: The policy's.
@@ -76,6 +81,7 @@ class PolicySession:
         update: Submits gradients.
     """
 
+    config: PolicyConfig
     start: ResumeInfo | None
     trainers: Trainers
     tokenizer: ChatTokenizer
@@ -84,6 +90,56 @@ class PolicySession:
     checkpoints: Checkpoints
     served: ServedPolicy
     update: PolicyUpdate
+
+    def plan(self) -> tuple[Batches, int]:
+        """The order of the rows, and the steps of the whole run if no row were dropped."""
+        config = self.config
+        order = Batches(self.prompts.usable, 1, epochs=config.epochs, seed=config.seed, shuffle=config.shuffle)
+        steps = math.ceil(order.steps() / config.prompt_groups_per_step)
+        return order, min(steps, config.max_steps or sys.maxsize)
+
+    def concurrency_metrics(self) -> dict[str, float]:
+        """What the controller tells of the step that ends, if there is one."""
+        if self.config.concurrency.mode is None:
+            return {}
+        return {f"concurrency/{name}": value for name, value in self.served.concurrency.step_completed().items()}
+
+    async def conclude(self, run: Run, result: Result, consumed: int, *, began: int, more: Mapping[str, Any]) -> Result:
+        """Save what is not saved yet when a run ends, and tell what became of the rows.
+
+        Args:
+            run: Where it logs.
+            result: How it ended, with the last checkpoint that was saved.
+            consumed: Rows that are consumed.
+            began: The steps that were done when this process began.
+            more: Further keys of the checkpoint's line.
+
+        Returns:
+            The result with the last checkpoint.
+
+        Raises:
+            DatasetError: Nothing was trained.
+            FwasyncError: What saving raises.
+
+        **Cancellation:** a checkpoint may exist on the service and not be listed.
+        """
+        saved, step, stopped = result.checkpoint, result.steps, result.stopped
+        if stopped is None and not step:
+            raise DatasetError(f"{self.config.dataset}: no group was kept, so nothing was trained: {result.rows}")
+        run.message(f"rows: {result.rows}")
+        if stopped is not None:
+            told = f"{stopped}: step {step} of {result.total_steps} is done. The same log_path goes on from there."
+            run.message(told)
+            is_due = step > began and (saved is None or saved.step < step)
+        else:  # the last rows may have been dropped, all of them, behind the last step
+            is_complete = saved is not None and saved.sampler_path is not None and saved.data_consumed == consumed
+            is_due = self.config.save_final_checkpoint and not is_complete
+        if not is_due:
+            return result
+        kind = CheckpointKind.BOTH if stopped is None else CheckpointKind.STATE
+        suffix = "" if saved is None or saved.step < step else "-final"
+        pending = self.checkpoints.save(step, consumed, kind, suffix=suffix, more=more)
+        return replace(result, checkpoint=await self.checkpoints.finish(pending))
 
 
 @asynccontextmanager
@@ -99,14 +155,7 @@ async def recorded_policy_run(config: PolicyConfig, run: Run | None) -> AsyncGen
     config.check()
     if not config.is_builtin(config.loss()):
         require_torch()
-    async with AsyncExitStack() as stack:
-        if run is None:
-            settings = config.model_dump()
-            run = await stack.enter_async_context(
-                open_run(config.log_path, config=settings, wandb=config.wandb, resume=True)
-            )
-        runner = await stack.enter_async_context(Runner(config.runner, accelerators=config.infra.accelerator_count))
-        await runner.pending()
+    async with recording(config, run) as (run, runner):
         for note in config.notes():
             run.message(note)
         yield run, runner
@@ -158,7 +207,7 @@ async def open_session(
         served = await stack.enter_async_context(
             serve_policy(
                 trainers,
-                stop_tokens=tokenizer.stop_tokens,
+                tokenizer=tokenizer,
                 deploy=config.deployment,
                 weight_sync=config.weight_sync,
                 concurrency=config.concurrency,
@@ -172,58 +221,7 @@ async def open_session(
             old_policy=config.asks_old_policy,
             timeout=config.step_timeout_s,
         )
-        yield PolicySession(start, trainers, tokenizer, prompts, max_seq_len, checkpoints, served, update)
-
-
-async def conclude(
-    config: PolicyConfig,
-    run: Run,
-    checkpoints: Checkpoints,
-    result: Result,
-    consumed: int,
-    *,
-    began: int,
-    more: Mapping[str, Any],
-) -> Result:
-    """Save what is not saved yet when a run ends, and tell what became of the rows.
-
-    Args:
-        config: The recipe's.
-        run: Where it logs.
-        checkpoints: Saves them.
-        result: How it ended, with the last checkpoint that was saved.
-        consumed: Rows that are consumed.
-        began: The steps that were done when this process began.
-        more: Further keys of the checkpoint's line.
-
-    Returns:
-        The result with the last checkpoint.
-
-    Raises:
-        DatasetError: Nothing was trained.
-        FwasyncError: What saving raises.
-
-    **Cancellation:** a checkpoint may exist on the service and not be listed.
-    """
-    saved, step = result.checkpoint, result.steps
-    if result.stopped is None and not step:
-        raise DatasetError(f"{config.dataset}: no group was kept, so nothing was trained: {result.rows}")
-    run.message(f"rows: {result.rows}")
-    kind = CheckpointKind.BOTH
-    if result.stopped is not None:
-        kind = CheckpointKind.STATE
-        run.message(
-            f"{result.stopped}: step {step} of {result.total_steps} is done. The same log_path goes on from there."
-        )
-        is_due = step > began and (saved is None or saved.step < step)
-    else:  # the last rows may have been dropped, all of them, behind the last step
-        is_complete = saved is not None and saved.sampler_path is not None and saved.data_consumed == consumed
-        is_due = config.save_final_checkpoint and not is_complete
-    if not is_due:
-        return result
-    suffix = "" if saved is None or saved.step < step else "-final"
-    pending = checkpoints.save(step, consumed, kind, suffix=suffix, more=more)
-    return replace(result, checkpoint=await checkpoints.finish(pending))
+        yield PolicySession(config, start, trainers, tokenizer, prompts, max_seq_len, checkpoints, served, update)
 
 
 async def _rendered(config: PolicyConfig, rows: Sequence[PromptRow], tokenizer: str) -> tuple[ChatTokenizer, Prompts]:

@@ -8,7 +8,7 @@ Samples come from elsewhere than gradients, and where from depends on the two wa
 A recipe does not see the difference:
 
 ```python
-async with serve_policy(trainers, stop_tokens=tokenizer.stop_tokens) as served:
+async with serve_policy(trainers, tokenizer=tokenizer) as served:
     await served.publish(0)
     group = await served.sample_with_prompt_tokens(prompt, n=8, max_tokens=256, seed=7)
     ...  # an optimizer step
@@ -39,7 +39,6 @@ import anyio
 from fwasync import (
     AdaptiveConcurrencyController,
     AsyncDeploymentSampler,
-    AsyncHotLoadManager,
     AsyncSamplingClient,
     AsyncWeightSyncer,
     ConcurrencyConfig,
@@ -49,6 +48,7 @@ from fwasync import (
     WeightSyncConfig,
 )
 from fwasync._background import Background
+from fwasync.data.chat import ChatTokenizer
 from fwasync.errors import FwasyncError, UsageError
 from fwasync.recipes.trainers import Trainers
 from fwasync.sampling.aimd import AimdSettings, Observation
@@ -157,7 +157,7 @@ class ServedPolicy(ABC):
 async def serve_policy(
     trainers: Trainers,
     *,
-    stop_tokens: Sequence[int] = (),
+    tokenizer: ChatTokenizer | None = None,
     deploy: DeployConfig | None = None,
     weight_sync: WeightSyncConfig | None = None,
     concurrency: ConcurrencyConfig | None = None,
@@ -169,7 +169,7 @@ async def serve_policy(
 
     Args:
         trainers: What is up; with its deployment, if it has one.
-        stop_tokens: What ends an answer of this model: services are told, deployments know.
+        tokenizer: The model's: services have to be told what ends an answer, and deployments take stops as texts.
         deploy: The deployment's configuration: how long one completion may take, how many replicas there are.
         weight_sync: How weights travel.
         concurrency: How many requests run at a time.
@@ -183,16 +183,16 @@ async def serve_policy(
     controller = concurrency_controller(concurrency or ConcurrencyConfig(), replicas=deploy.replica_count or 1)
     async with AsyncExitStack() as stack:
         if trainers.deployment is None:
-            snapshots = _Snapshots(trainers, controller, list(stop_tokens))
+            snapshots = _Snapshots(trainers, controller, [] if tokenizer is None else tokenizer.stop_tokens)
             await snapshots.open()
             stack.push_async_callback(snapshots.aclose)
             yield snapshots
             return
-        fireworks, base_model = trainers.fireworks, trainers.deployment.base_model
-        assert fireworks is not None, "who has a deployment has a control plane"
+        hot_loads, base_model = trainers.hot_loads, trainers.deployment.base_model
+        assert hot_loads is not None, "who has a deployment has a control plane"
         syncer = AsyncWeightSyncer(
             trainers.policy,
-            AsyncHotLoadManager(fireworks),
+            hot_loads,
             trainers.deployment.deployment_id,
             base_model=base_model,
             hotload_timeout=weight_sync.weight_sync_timeout,
@@ -203,10 +203,11 @@ async def serve_policy(
         untouched = all(replica.snapshot is None for replica in replicas)
         sampler = await stack.enter_async_context(
             AsyncDeploymentSampler(
-                fireworks.base_url, trainers.deployment.inference_model, trainers.api_key, concurrency=controller
+                trainers.inference_url, trainers.deployment.inference_model, trainers.api_key, concurrency=controller
             )
         )
-        yield _Deployed(sampler, syncer, list(stop_tokens), 0 if untouched else None, timeout=deploy.sample_timeout)
+        version = 0 if untouched else None
+        yield _Deployed(sampler, syncer, version, tokenizer=tokenizer, timeout=deploy.sample_timeout)
 
 
 def concurrency_controller(config: ConcurrencyConfig, *, replicas: int = 1) -> ConcurrencyController:
@@ -239,23 +240,29 @@ class _Deployed(ServedPolicy):
         self,
         sampler: AsyncDeploymentSampler,
         syncer: AsyncWeightSyncer,
-        stop_tokens: list[int],
         version: int | None,
         *,
+        tokenizer: ChatTokenizer | None,
         timeout: float,
     ) -> None:
         super().__init__(sampler.concurrency, version)
         self._sampler = sampler
         self._syncer = syncer
-        self._stop_tokens = stop_tokens
+        self._tokenizer = tokenizer
         self._timeout = timeout
 
     async def _sample(self, prompt: list[int], n: int, options: dict[str, Any]) -> list[SampledCompletion]:
-        if options["stop"] is not None and list(options["stop"]) == self._stop_tokens:
-            options["stop"] = None  # where the model ends by itself, and ids would need a tokenizer
+        options["stop"] = self._texts(options["stop"])
         return await self._sampler.sample_with_prompt_tokens(
             prompt, n, logprobs=True, http_timeout=self._timeout, **options
         )
+
+    def _texts(self, stop: str | Sequence[str] | Sequence[int] | None) -> str | list[str | int] | None:
+        """Stops as texts, without those that end an answer in any case."""
+        if stop is None or isinstance(stop, str) or self._tokenizer is None:
+            return stop if stop is None or isinstance(stop, str) else list(stop)
+        own, decode = self._tokenizer.stop_tokens, self._tokenizer.decode_all
+        return [each if isinstance(each, str) else decode([each]) for each in stop if each not in own] or None
 
     async def _publish(self, version: int) -> str:
         try:

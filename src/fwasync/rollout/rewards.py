@@ -8,6 +8,9 @@ Invariants
 
 A process is not a sandbox: it keeps code that hangs, leaks or crashes away from the training loop, and lets it do
 whatever its user may do.
+
+Why not `anyio.to_process`, which can kill a call too: its processes stay until the event loop ends, what they started
+survives them, and a call that loops for ever survives the death of its parent.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ __all__ = ("DeploymentSampler", "PolicySampler", "SampledTokens", "Sampler", "sa
 
 
 class Sampler(Protocol):
-    """A sampler of immutable weights: `AsyncSamplingClient`."""
+    """What is asked of a sampling client."""
 
     async def sample(
         self, prompt: ModelInput, num_samples: int = 1, sampling_params: SamplingParams | None = None
@@ -33,7 +33,7 @@ class DeploymentSampler(Protocol):
 
 
 PolicySampler = Sampler | DeploymentSampler
-"""A sampler of either kind."""
+"""A sampler of either kind; that of immutable weights is an `AsyncSamplingClient`."""
 
 
 @dataclass(frozen=True, slots=True)

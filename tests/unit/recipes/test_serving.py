@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any, Self
 
 import anyio
@@ -81,7 +82,7 @@ def world(tmp_path: Any) -> World:
 
 
 async def test_what_is_published_is_sampled(world: World) -> None:
-    async with world.served(stop_tokens=[3]) as served:
+    async with world.served(tokenizer=SimpleNamespace(stop_tokens=[3])) as served:
         assert served.version is None
         with pytest.raises(UsageError, match="publish a version first"):
             await served.sample_with_prompt_tokens([1, 2])
@@ -189,6 +190,8 @@ async def test_cancelled_at_any_moment_it_has_one_version_and_one_client(world: 
 
 @pytest.mark.parametrize(("stage", "left"), [("saving", 0), ("loading", None)])
 async def test_a_deployment_whose_load_failed_is_not_sampled(stage: str, left: int | None) -> None:
+    stops: list[Any] = []
+
     class Syncer:
         base_identity: str | None = "step-0"
 
@@ -203,11 +206,13 @@ async def test_a_deployment_whose_load_failed_is_not_sampled(stage: str, left: i
 
         async def sample_with_prompt_tokens(self, prompt: list[int], n: int, **options: Any) -> list[int]:
             assert (options["logprobs"], options["http_timeout"]) == (True, 5)
+            stops.append(options["stop"])
             return prompt
 
     sampler: Any = Sampler()
     syncer: Any = Syncer()
-    served = serving._Deployed(sampler, syncer, None, timeout=5)
+    tokenizer: Any = SimpleNamespace(stop_tokens=[3], decode_all=lambda tokens: f"<{tokens[0]}>")
+    served = serving._Deployed(sampler, syncer, None, tokenizer=tokenizer, timeout=5)
     assert await served.publish(0) == "sampler-0"
     with pytest.raises(HotLoadFailedError):
         await served.publish(1)
@@ -218,6 +223,9 @@ async def test_a_deployment_whose_load_failed_is_not_sampled(stage: str, left: i
     await served.publish(2)
     assert await served.sample_with_prompt_tokens([1]) == [1]
     assert served.version == 2
+    for stop in ([3], [3, 4, "x"], "y"):
+        await served.sample_with_prompt_tokens([1], stop=stop)
+    assert stops == [None, None, ["<4>", "x"], "y"]
 
 
 def test_the_controller_that_is_meant() -> None:
