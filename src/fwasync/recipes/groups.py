@@ -23,7 +23,16 @@ from fwasync.recipes.callbacks import called
 from fwasync.recipes.serving import ServedPolicy
 from fwasync.rollout.advantages import group_advantages
 
-__all__ = ("Answer", "GroupFilter", "GroupSampler", "PromptGroup", "RewardFn", "TakenRow", "rewards_differ")
+__all__ = (
+    "Answer",
+    "GroupFilter",
+    "GroupSampler",
+    "PromptGroup",
+    "RewardFn",
+    "TakenRow",
+    "rewards_differ",
+    "rewards_of",
+)
 
 RewardFn = Callable[[str, PromptRow], float | Awaitable[float]]
 """`reward(text, row) -> float`: how good an answer is, given as text. An async function is awaited on the event loop,
@@ -145,13 +154,21 @@ class GroupSampler:
             lambda: [self.tokenizer.decode(completion.completion_tokens) for completion in sampled],
             abandon_on_cancel=True,
         )
-        rewards = await _rewards(self.reward, texts, taken.row)
+        rewards = await rewards_of(self.reward, texts, taken.row)
         answers = tuple(_answer(*each) for each in zip(sampled, texts, rewards, strict=True))
         assert version is not None, "what is sampled is of a version"
         return PromptGroup(taken.row, taken.prompt_tokens, answers, group_advantages(rewards), version)
 
 
-async def _rewards(reward: RewardFn, texts: Sequence[str], row: PromptRow) -> list[float]:
+async def rewards_of(reward: RewardFn, texts: Sequence[str], row: PromptRow) -> list[float]:
+    """The rewards of answers to one prompt.
+
+    Raises:
+        UsageError: One is not a finite number.
+        Exception: What the reward function raises, with a note of the row.
+
+    **Cancellation:** async reward functions end; one that runs in a thread goes on, unheard.
+    """
     rewards: list[float] = [math.nan] * len(texts)
 
     async def one(index: int) -> None:
