@@ -48,10 +48,15 @@ if TYPE_CHECKING:
     from fwasync.sampling.deployment import AsyncDeploymentSampler as AsyncDeploymentSampler
     from fwasync.service import AsyncServiceClient as AsyncServiceClient
     from fwasync.sync.client import ReconnectableClient as ReconnectableClient
+    from fwasync.sync.control import DeploymentManager as DeploymentManager
+    from fwasync.sync.control import FireworksClient as FireworksClient
+    from fwasync.sync.control import TrainerJobManager as TrainerJobManager
+    from fwasync.sync.deployment import DeploymentSampler as DeploymentSampler
     from fwasync.sync.future import SyncFuture as SyncFuture
     from fwasync.sync.sampling import SamplingClient as SamplingClient
     from fwasync.sync.service import ServiceClient as ServiceClient
     from fwasync.sync.training import TrainingClient as TrainingClient
+    from fwasync.sync.weights import WeightSyncer as WeightSyncer
     from fwasync.tracking.run import open_run as open_run
     from fwasync.tracking.timers import flush_timing as flush_timing
     from fwasync.tracking.timers import timer as timer
@@ -82,6 +87,9 @@ __all__ = (
     "ConcurrencyController",
     "DeployConfig",
     "DeploymentConfig",
+    "DeploymentManager",
+    "DeploymentSampler",
+    "FireworksClient",
     "FixedConcurrencyController",
     "FwasyncError",
     "GradAccNormalization",
@@ -97,10 +105,12 @@ __all__ = (
     "ServiceClient",
     "SyncFuture",
     "TrainerJobConfig",
+    "TrainerJobManager",
     "TrainerServiceEndpoint",
     "TrainingClient",
     "WandBConfig",
     "WeightSyncConfig",
+    "WeightSyncer",
     "__version__",
     "compute_pass_at_k",
     "concurrency_controller",
@@ -136,6 +146,9 @@ _HOMES = {
     "ConcurrencyController": "fwasync.sampling.concurrency",
     "DeployConfig": "fwasync.config",
     "DeploymentConfig": "fwasync.config",
+    "DeploymentManager": "fwasync.sync.control",
+    "DeploymentSampler": "fwasync.sync.deployment",
+    "FireworksClient": "fwasync.sync.control",
     "FixedConcurrencyController": "fwasync.sampling.concurrency",
     "FwasyncError": "fwasync.errors",
     "GradAccNormalization": "fwasync.training.normalization",
@@ -151,10 +164,12 @@ _HOMES = {
     "ServiceClient": "fwasync.sync.service",
     "SyncFuture": "fwasync.sync.future",
     "TrainerJobConfig": "fwasync.config",
+    "TrainerJobManager": "fwasync.sync.control",
     "TrainerServiceEndpoint": "fwasync.control.resources",
     "TrainingClient": "fwasync.sync.training",
     "WandBConfig": "fwasync.config",
     "WeightSyncConfig": "fwasync.config",
+    "WeightSyncer": "fwasync.sync.weights",
     "compute_pass_at_k": "fwasync.rollout.pass_at_k",
     "concurrency_controller": "fwasync.sampling.concurrency",
     "flush_timing": "fwasync.tracking.timers",

@@ -121,6 +121,12 @@ async def drive_recipe(example: Callable[..., dict[str, float]]) -> None:
     assert metrics["mine:sum"] == 1.0
 
 
+async def drive_look_around_blocking(example: Callable[..., tuple[str, list[str]]]) -> None:
+    async with launch() as local:
+        model, names = await anyio.to_thread.run_sync(example, local.base_url, local.api_key)
+    assert (model, names) == ("accounts/fwasync/models/qwen3-tiny", [])
+
+
 async def drive_preference_loss(example: Callable[..., Any]) -> None:
     async with training() as (_, client):
         output = await client.forward_backward_custom([DATUM, DATUM], example)

@@ -25,14 +25,18 @@ from fwasync.errors import (
 from fwasync.recipes import async_rl
 from fwasync.recipes.groups import TakenRow
 from fwasync.recipes.trainers import Where
-from fwasync.testing import FailHotLoad, Fault, FaultPlan, Preempt, Status, local_service
+from fwasync.testing import AsyncScriptedService, FailHotLoad, Fault, FaultPlan, Preempt, Status, local_service
 from service.control_client import BASE, SHAPE
 from service.endless import endless
 from service.test_recipe_async_rl import settings, trained_rows
 from service.test_recipe_rl import ROWS, TOKENS, records, reward
 
-JOBS: dict[str, Any] = {"base_model": BASE, "infra": {"training_shape_id": SHAPE}}
-NOTHING = FaultPlan([])
+
+def jobs(local: AsyncScriptedService, tmp_path: Path, **more: Any) -> async_rl.Config:
+    """Settings of a run on trainer jobs."""
+    on_jobs = {"base_model": BASE, "infra": {"training_shape_id": SHAPE}}
+    tokenizer = str(local.data_dir / "tokenizer")
+    return settings(tmp_path, trajectory_dir=tmp_path / "answers", tokenizer_model=tokenizer, **on_jobs, **more)
 
 
 @pytest.fixture(autouse=True)
@@ -117,17 +121,17 @@ async def test_a_storm_of_429(tmp_path: Path) -> None:
 
 
 async def test_a_hot_load_that_fails_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    config = settings(tmp_path, trajectory_dir=tmp_path / "answers", **JOBS)
     async with local_service(FaultPlan([Fault(FailHotLoad(), "hot_load", nth=3)])) as local:
+        config = jobs(local, tmp_path)
         result = await async_rl.train(config, reward=reward, where=Where(local.base_url, local.api_key))
     is_accounted_for(tmp_path, result)
     assert "is sent once more, with all weights" in caplog.text
 
 
 async def test_a_deployment_that_takes_no_more_weights(tmp_path: Path) -> None:
-    config = settings(tmp_path, trajectory_dir=tmp_path / "answers", **JOBS)
     twice = [Fault(FailHotLoad(), "hot_load", nth=3), Fault(FailHotLoad(), "hot_load", nth=4)]
     async with local_service(FaultPlan(twice)) as local:
+        config = jobs(local, tmp_path)
         where = Where(local.base_url, local.api_key)
         with pytest.raises(HotLoadFailedError) as error:
             await async_rl.train(config, reward=reward, where=where)
@@ -144,9 +148,9 @@ def how_to_go_on(error: BaseException) -> int:
 
 
 async def test_a_trainer_that_is_pre_empted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    config = settings(tmp_path, trajectory_dir=tmp_path / "answers", dcp_save_interval=2, **JOBS)
     plan = FaultPlan([Fault(Preempt(message="the machines are gone"), "optim_step", nth=4)])
     async with local_service(plan) as local:
+        config = jobs(local, tmp_path, dcp_save_interval=2)
         result = await async_rl.train(config, reward=reward, where=Where(local.base_url, local.api_key))
         assert (await local.fired()).fired == [1]
     is_accounted_for(tmp_path, result)
@@ -157,13 +161,13 @@ async def test_a_trainer_that_is_pre_empted(tmp_path: Path, caplog: pytest.LogCa
 
 
 async def test_a_trainer_that_is_pre_empted_once_too_often(tmp_path: Path) -> None:
-    config = settings(tmp_path, trajectory_dir=tmp_path / "answers", dcp_save_interval=1, trainer_restarts=0, **JOBS)
     async with local_service(FaultPlan([Fault(Preempt(), "forward_backward", nth=5)])) as local:
+        config = jobs(local, tmp_path, dcp_save_interval=1, trainer_restarts=0)
         where = Where(local.base_url, local.api_key)
         with pytest.raises(NotFoundError) as error:
             await async_rl.train(config, reward=reward, where=where)
         assert how_to_go_on(error.value) == 2
-        await local.set_faults(NOTHING)
+        await local.set_faults(FaultPlan([]))
         result = await async_rl.train(config, reward=reward, where=where)
     is_accounted_for(tmp_path, result)
 

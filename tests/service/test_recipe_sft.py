@@ -162,7 +162,7 @@ async def test_a_trainer_job_that_a_killed_process_left_is_told(tmp_path: Path, 
     async with launch() as local, AsyncFireworksClient(local.base_url, local.api_key) as fireworks:
         where, jobs = Where(local.base_url, local.api_key), AsyncTrainerJobManager(fireworks)
         await jobs.create(TrainerJobConfig(base_model=BASE, training_shape_ref=SHAPE, requested_job_id="left"))
-        endpoint = await jobs.wait_until_ready("left")
+        endpoint = await jobs.wait_for_ready("left")
         async with AsyncServiceClient(endpoint.base_url, local.api_key) as service:
             async with service.create_training_client(BASE, 0) as client:
                 await client.save_state("step-1")

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import anyio
+import anyio.to_thread
 import pytest
 
-from fwasync import DeployConfig, InfraConfig, types
+from fwasync import (
+    AsyncRolloutScheduler,
+    DeployConfig,
+    InfraConfig,
+    Rollout,
+    RolloutContext,
+    RolloutSettings,
+    rollout_datums,
+    types,
+)
+from fwasync.data.chat import ChatTokenizer
 from fwasync.local import launch
 from fwasync.recipes.config import RecipeConfig
-from fwasync.recipes.serving import serve_policy
-from fwasync.recipes.trainers import Where
+from fwasync.recipes.serving import ServedPolicy, serve_policy
+from fwasync.recipes.trainers import Trainers, Where
 from service.control_client import BASE, SHAPE
 
 PROMPT = list(b"ab")
@@ -21,21 +35,27 @@ DATUM = types.Datum(
 )
 
 
-@pytest.mark.parametrize("way", ["a service", "a deployment"])
-async def test_what_is_published_is_sampled(tmp_path: Path, way: str) -> None:
-    deployed = way == "a deployment"
+@asynccontextmanager
+async def serving(directory: Path, *, deployed: bool) -> AsyncIterator[tuple[Trainers, ServedPolicy]]:
     config = RecipeConfig(
-        log_path=tmp_path / "run",
+        log_path=directory / "run",
         base_model=BASE if deployed else "fwasync/qwen3-tiny",
         infra=InfraConfig(training_shape_id=SHAPE) if deployed else InfraConfig(),
     )
     deploy = DeployConfig(replica_count=2) if deployed else None
     async with (
-        launch(tmp_path / "service") as local,
+        launch(directory / "service") as local,
         Where(local.base_url, local.api_key).open(config, deploy=deploy) as trainers,
-        serve_policy(trainers, deploy=deploy) as served,
     ):
         assert local.api_key not in repr(trainers)
+        tokenizer = await anyio.to_thread.run_sync(ChatTokenizer.load, await trainers.tokenizer_name(config))
+        async with serve_policy(trainers, tokenizer=tokenizer, deploy=deploy) as served:
+            yield trainers, served
+
+
+@pytest.mark.parametrize("deployed", [False, True], ids=["a service", "a deployment"])
+async def test_what_is_published_is_sampled(tmp_path: Path, deployed: bool) -> None:
+    async with serving(tmp_path, deployed=deployed) as (trainers, served):
         assert served.version == (0 if deployed else None)
         if not deployed:
             await served.publish(0)
@@ -61,3 +81,29 @@ async def test_what_is_published_is_sampled(tmp_path: Path, way: str) -> None:
         )
         told = (await trainers.policy.forward([datum])).loss_fn_outputs[0]["logprobs"].to_numpy()
         assert learnt[0].inference_logprobs == pytest.approx(told[len(PROMPT) - 1 :].tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("deployed", [False, True], ids=["a service", "a deployment"])
+async def test_rollouts_sample_it_while_it_is_trained(tmp_path: Path, deployed: bool) -> None:
+    async def rollout(row: int, ctx: RolloutContext) -> Rollout:
+        session = ctx.session()
+        session.append([*PROMPT, row])
+        turn = await session.sample(max_tokens=4, stop=[258, 65])
+        return session.rollout(sum(turn.tokens) / 1000)
+
+    settings = RolloutSettings(groups_per_batch=2, group_size=3, max_staleness=1)
+    versions: list[int | None] = []
+    async with serving(tmp_path, deployed=deployed) as (trainers, served):
+        await served.publish(0)
+        with anyio.fail_after(60):
+            async with AsyncRolloutScheduler(
+                range(6), rollout, settings, sampler=nullcontext(served), concurrency=served.concurrency
+            ) as scheduler:
+                async for batch in scheduler:
+                    datums = rollout_datums(await batch.collect())
+                    await trainers.policy.forward_backward(datums, "importance_sampling")
+                    await trainers.policy.optim_step(types.AdamParams(learning_rate=1e-3))
+                    await served.publish(batch.version + 1)
+                    await scheduler.publish(batch)
+                    versions.append(served.version)
+    assert versions == [1, 2, 3]

@@ -23,7 +23,8 @@ from fwasync.checkpoints.saving import CheckpointKind
 from fwasync.data.chat import ChatTokenizer
 from fwasync.data.prompts import PromptRow, load_prompts
 from fwasync.data.rendering import resolve_renderer
-from fwasync.errors import DatasetError
+from fwasync.errors import DatasetError, UsageError
+from fwasync.losses import PolicyLoss
 from fwasync.recipes.batches import Batches
 from fwasync.recipes.collecting import RowCounts
 from fwasync.recipes.policy_config import PolicyConfig
@@ -213,14 +214,7 @@ async def open_session(
                 concurrency=config.concurrency,
             )
         )
-        update = PolicyUpdate(
-            trainers.policy,
-            trainers.reference,
-            loss,
-            builtin=config.is_builtin(loss),
-            old_policy=config.asks_old_policy,
-            timeout=config.step_timeout_s,
-        )
+        update = _update(config, trainers, loss, run)
         yield PolicySession(config, start, trainers, tokenizer, prompts, max_seq_len, checkpoints, served, update)
 
 
@@ -231,3 +225,22 @@ async def _rendered(config: PolicyConfig, rows: Sequence[PromptRow], tokenizer: 
         return loaded, render_prompts(config.dataset, rows, renderer)
 
     return await anyio.to_thread.run_sync(tokenized, abandon_on_cancel=True)
+
+
+def _update(config: PolicyConfig, trainers: Trainers, loss: PolicyLoss, run: Run) -> PolicyUpdate:
+    builtin = config.is_builtin(loss)
+    if builtin and trainers.pipeline_parallelism > 1:
+        why = f"the trainer has a pipeline of {trainers.pipeline_parallelism} stages, and kernels need one of 1"
+        if config.loss_path == "builtin":
+            raise UsageError(f"loss_path is 'builtin': {why}; take another training shape, or 'custom'")
+        require_torch()
+        run.message(f"the loss is computed here, which takes a forward pass more: {why}")
+        builtin = False
+    return PolicyUpdate(
+        trainers.policy,
+        trainers.reference,
+        loss,
+        builtin=builtin,
+        old_policy=config.asks_old_policy,
+        timeout=config.step_timeout_s,
+    )

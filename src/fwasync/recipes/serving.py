@@ -32,7 +32,6 @@ import secrets
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -40,7 +39,6 @@ import anyio
 from fwasync import (
     AdaptiveConcurrencyController,
     AsyncDeploymentSampler,
-    AsyncSamplingClient,
     AsyncWeightSyncer,
     ConcurrencyConfig,
     DeployConfig,
@@ -48,10 +46,10 @@ from fwasync import (
     SampledCompletion,
     WeightSyncConfig,
 )
-from fwasync._background import Background
 from fwasync.data.chat import ChatTokenizer
-from fwasync.errors import FwasyncError, UsageError, WeightSyncError
+from fwasync.errors import UsageError, WeightSyncError
 from fwasync.recipes.trainers import Trainers
+from fwasync.rollout.samplers import Samplers
 from fwasync.sampling.aimd import AimdSettings, Observation
 from fwasync.sampling.concurrency import ConcurrencyController
 
@@ -202,7 +200,7 @@ async def serve_policy(
             first_checkpoint_type=weight_sync.first_checkpoint_type,
             lora_rank=trainers.policy.lora_rank or 0,
         )
-        replicas = await syncer.wait_ready(deploy.deployment_timeout_s, _LOOK_S)
+        replicas = await syncer.wait_for_hotload_ready(deploy.deployment_timeout_s, _LOOK_S)
         untouched = all(replica.snapshot is None for replica in replicas)
         sampler = await stack.enter_async_context(
             AsyncDeploymentSampler(
@@ -285,82 +283,43 @@ class _Deployed(ServedPolicy):
 # -- a service that runs -----------------------------------------------------------------------------
 
 
-@dataclass(slots=True, eq=False)
-class _Snapshot:
-    """The sampling client of one snapshot."""
-
-    client: AsyncSamplingClient
-    users: int = 0
-    followed: bool = False
-    opened: anyio.Event = field(default_factory=anyio.Event)
-    unused: anyio.Event = field(default_factory=anyio.Event)
-    error: FwasyncError | None = None
-
-    def leave_if_unused(self) -> None:
-        if self.followed and not self.users:
-            self.unused.set()
-
-
 class _Snapshots(ServedPolicy):
-    """A sampling client for each version; each is entered and left by a task of its own."""
+    """A sampling client for each version."""
 
     def __init__(self, trainers: Trainers, concurrency: ConcurrencyController, stop_tokens: list[int]) -> None:
         super().__init__(concurrency)
         self._trainers = trainers
         self._stop_tokens = stop_tokens
-        self._background = Background()
-        self._current: _Snapshot | None = None
+        self._samplers = Samplers()
 
     async def open(self) -> None:
-        await self._background.open()
+        await self._samplers.open()
 
     async def aclose(self) -> None:
         self._version = None
-        await self._background.aclose()
+        await self._samplers.aclose()
 
     async def _sample(self, prompt: list[int], n: int, options: dict[str, Any]) -> list[SampledCompletion]:
-        from fwasync.types import ModelInput, SamplingParams
+        from fwasync.types import ModelInput, SampleResponse, SamplingParams
 
         options |= {"stop": options["stop"] or self._stop_tokens or None, "top_k": options["top_k"] or -1}
         params = SamplingParams(**options)
         async with self.concurrency.slot() as slot:
-            snapshot = self._current  # of now, and not of when the slot was asked for
-            assert snapshot is not None, "there is a version"
-            snapshot.users += 1
-            try:
-                response = await snapshot.client.sample(ModelInput.from_ints(prompt), n, params)
+            used = self._samplers.use()
+            try:  # the newest version of now, and not of when the slot was asked for
+                response: SampleResponse = await used.policy().sampler.sample(ModelInput.from_ints(prompt), n, params)
             finally:
-                snapshot.users -= 1
-                snapshot.leave_if_unused()
+                used.release()
             slot.observation = Observation(_OK)
         return [_completion(prompt, sequence) for sequence in response.sequences]
 
     async def _publish(self, version: int) -> str:
         name = f"sampler-{version}-{secrets.token_hex(4)}"
         path = (await self._trainers.policy.save_weights_for_sampler(name)).path
-        snapshot = _Snapshot(self._trainers.service.create_sampling_client(model_path=path))
-        self._background.start(self._hold, snapshot)
-        try:
-            await snapshot.opened.wait()
-            if snapshot.error is not None:
-                raise snapshot.error
-        except BaseException:
-            snapshot.unused.set()
-            raise
-        before, self._current, self._version = self._current, snapshot, version
-        if before is not None:
-            before.followed = True
-            before.leave_if_unused()
+        entered = await self._samplers.enter(self._trainers.service.create_sampling_client(model_path=path))
+        self._samplers.follow(entered, version)
+        self._version = version
         return path
-
-    async def _hold(self, snapshot: _Snapshot) -> None:
-        try:
-            async with snapshot.client:
-                snapshot.opened.set()
-                await snapshot.unused.wait()
-        except FwasyncError as error:
-            snapshot.error = error
-            snapshot.opened.set()
 
 
 def _completion(prompt: list[int], sequence: SampledSequence) -> SampledCompletion:

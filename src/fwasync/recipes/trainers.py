@@ -21,10 +21,11 @@ that needs it for a part of the run only asks for `early_release`, and opens it 
 trainer job comes up with the policy's, and is removed as soon as that block is left.
 
 **Samplers.** A recipe that samples passes its `DeployConfig` as `deploy`. On the control plane `trainers.deployment` is
-then the deployment that takes the policy's snapshots: `AsyncDeploymentSampler` samples from it, and an
-`AsyncWeightSyncer` on `trainers.policy` and an `AsyncHotLoadManager` brings it new weights. On a service that runs
-there is no deployment: `trainers.service.create_sampling_client(model_path=...)` samples from a snapshot's path.
-`serving` hides that difference from a recipe: sample these prompts, publish these weights.
+then the deployment that takes the policy's snapshots, of the shape that goes with the training shape if none is set; an
+`AsyncDeploymentSampler` samples from it, and an `AsyncWeightSyncer` on `trainers.policy` and `trainers.hot_loads`
+brings it new weights. On a service that runs there is none: `trainers.service.create_sampling_client(model_path=...)`
+samples from a snapshot's path. `serving` hides that difference from a recipe: sample these prompts, publish these
+weights.
 """
 
 from __future__ import annotations
@@ -75,6 +76,8 @@ class Trainers:
         passing_reference: Opens the reference, if one was asked for.
         inference_url: Where deployments are asked for completions, where there is a control plane.
         api_key: Its key; never shown.
+        pipeline_parallelism: Stages of the policy's pipeline, where a deployment was asked for. With more than one, the
+            service's own policy losses are not to be had.
     """
 
     service: AsyncServiceClient
@@ -88,6 +91,7 @@ class Trainers:
     passing_reference: OpenReference | None = field(default=None, repr=False)
     inference_url: str = ""
     api_key: str = field(default="", repr=False)
+    pipeline_parallelism: int = 1
 
     def open_reference(self) -> AbstractAsyncContextManager[AsyncTrainingClient]:
         """The frozen reference for the time of a block; opened once. A trainer job of its own is removed behind it.
@@ -224,6 +228,12 @@ class Where:
         jobs = AsyncTrainerJobManager(fireworks)
         if start is not None and tell is not None:
             await _tell_of_the_last_job(jobs, start, tell)
+        stages = 1
+        if deploy is not None and infra.training_shape_id is not None:
+            shape = await fireworks.resolve_training_profile(infra.training_shape_id)
+            stages = shape.pipeline_parallelism
+            if not deploy.deployment_shape and not deploy.deployment_accelerator_type and shape.deployment_shape:
+                deploy = deploy.model_copy(update={"deployment_shape": shape.deployment_shape})
         up = await stack.enter_async_context(
             provision(
                 jobs,
@@ -253,6 +263,7 @@ class Where:
             passing_reference=frozen,
             inference_url=fireworks.base_url,
             api_key=find_key(fireworks.base_url, self.api_key, os.environ),
+            pipeline_parallelism=stages,
         )
 
 

@@ -15,7 +15,7 @@ import pytest
 from fwasync.checkpoints.ledger import CheckpointLedger
 from fwasync.data.messages import Message
 from fwasync.data.prompts import PromptRow
-from fwasync.errors import DatasetError, OperationFailedError
+from fwasync.errors import DatasetError, OperationFailedError, UsageError
 from fwasync.recipes import rl
 from fwasync.recipes.stopping import StopRequest
 from fwasync.recipes.trainers import Trainers, Where
@@ -65,7 +65,9 @@ class Fixture:
         self.sampled.append(path)
         return Sampler(path, self.order)
 
-    async def train(self, *, reward: Any = None, calls: dict[str, Any] | None = None, **more: Any) -> rl.Result:
+    async def train(
+        self, *, reward: Any = None, stages: int = 1, calls: dict[str, Any] | None = None, **more: Any
+    ) -> rl.Result:
         settings = {
             "log_path": self.directory / "run",
             "dataset": "rows",
@@ -76,7 +78,7 @@ class Fixture:
         }
         policy: Any = self.trainer
         service: Any = Service(make_sampler=self.sampler)
-        where = Where(trainers=Trainers(service, policy))
+        where = Where(trainers=Trainers(service, policy, pipeline_parallelism=stages))
         return await rl.train(
             rl.Config.model_validate(settings),
             reward=reward or (lambda text, row: float(text < "5")),
@@ -267,3 +269,19 @@ async def test_a_failure_of_the_trainer_ends_the_run(tmp_path: Path) -> None:
         await fixture.train()
     assert [entry for entry in fixture.submitted if entry.startswith("snapshot")] == ["snapshot sampler-0"]
     assert fixture.records == []
+
+
+async def test_a_pipeline_has_no_kernels(tmp_path: Path) -> None:
+    fixture = Fixture(tmp_path)
+    with pytest.raises(UsageError, match="a pipeline of 4 stages, and kernels need one of 1; take another training"):
+        await fixture.train(stages=4, loss_path="builtin")
+    assert fixture.sampled == []
+    names: list[str] = []
+
+    def custom(data: Any, loss_fn: Any, *, timeout: float) -> Future:
+        names.append(loss_fn.name)
+        return Future("custom", fixture.trainer.log, fixture.trainer._output(data))
+
+    fixture.trainer.forward_backward_custom = custom  # pyright: ignore[reportAttributeAccessIssue]
+    await fixture.train(stages=4, max_steps=2)
+    assert (names, fixture.trainer.batches) == (["grpo", "grpo"], [])
