@@ -73,6 +73,8 @@ async def test_it_learns_and_never_beyond_the_bound(tmp_path: Path, data: Path, 
         more |= {"base_model": BASE, "infra": {"training_shape_id": SHAPE}, "output_model_id": "mine"}
     async with launch() as local:
         where = Where(local.base_url, local.api_key)
+        if deployed:
+            more["tokenizer_model"] = str(local.data_dir / "tokenizer")
         result = await async_rl.train(settings(tmp_path, **more), reward=reward, where=where)
     found = records(tmp_path / "run")
     assert len(found) == result.steps
@@ -232,10 +234,11 @@ async def test_a_stop_is_an_end_and_evaluations_see_what_was_published(tmp_path:
         if step == 2:
             stop.request("enough")
 
-    jobs = {"base_model": BASE, "infra": {"training_shape_id": SHAPE}}
+    jobs: dict[str, Any] = {"base_model": BASE, "infra": {"training_shape_id": SHAPE}}
     runner = {"status_file": tmp_path / "status.json"}
     async with launch() as local:
         where = Where(local.base_url, local.api_key)
+        jobs["tokenizer_model"] = str(local.data_dir / "tokenizer")
         config = settings(tmp_path, max_steps=4, evaluation_interval=2, runner=runner, **jobs)
         first = await async_rl.train(config, reward=reward, where=where, stop=stop, on_step=at_two, evaluate=judge)
         assert (first.steps, first.stopped) == (2, "enough")

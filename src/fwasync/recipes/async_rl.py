@@ -91,7 +91,7 @@ async def train(
         reward: `reward(text, row) -> float`, sync or async: then a rollout is one answer to the prompt.
         rollout: Or: `async def rollout(prompt, ctx) -> Rollout | None`, which may take turns and rewards itself.
         where: Where; by default on the service that the environment names.
-        run: Where to log; by default in `config.log_path`. What is logged is described in docs/recipes/async_rl.md.
+        run: Where to log; by default in `config.log_path`. The recipe's page in the documentation lists the metrics.
         rows: The rows of `config.dataset`, if they were read already.
         keep: Which groups are trained on; the others are dropped, and further rows take their places.
         stop: If it is asked, the run finishes the step in hand, saves a checkpoint and returns.
