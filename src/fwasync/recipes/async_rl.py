@@ -29,18 +29,21 @@ import anyio.to_thread
 from fwasync import AsyncRewardPool, AsyncRolloutScheduler
 from fwasync._background import Background
 from fwasync.checkpoints.ledger import CheckpointEntry
+from fwasync.data.chat import ChatTokenizer
 from fwasync.data.prompts import PromptRow
 from fwasync.errors import FwasyncError, UsageError
 from fwasync.recipes.async_config import Config
 from fwasync.recipes.batches import Batches
 from fwasync.recipes.callbacks import StepCallback, called
 from fwasync.recipes.collecting import Collected, RowCounts
-from fwasync.recipes.groups import PromptGroup, RewardFn, TakenRow
+from fwasync.recipes.groups import PromptGroup, RewardFn, TakenRow, is_async
+from fwasync.recipes.named import describe_named, load_reward, load_rollout
 from fwasync.recipes.optimizer import adam_params
 from fwasync.recipes.policy_session import (
     PolicySession,
     Result,
     SampledEvalFn,
+    dry_policy_run,
     open_session,
     recorded_policy_run,
 )
@@ -58,7 +61,7 @@ from fwasync.rollout.trajectory import RolloutGroup, rewards_differ
 from fwasync.rollout.watchdog import StallReport
 from fwasync.tracking.run import Run
 
-__all__ = ("PHASE", "Config", "Result", "train")
+__all__ = ("PHASE", "Config", "Result", "dry_run", "train")
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +93,7 @@ async def train(
         config: What to do.
         reward: `reward(text, row) -> float`, sync or async: then a rollout is one answer to the prompt.
         rollout: Or: `async def rollout(prompt, ctx) -> Rollout | None`, which may take turns and rewards itself.
+            Without either, the configuration names one.
         where: Where; by default on the service that the environment names.
         run: Where to log; by default in `config.log_path`. The recipe's page in the documentation lists the metrics.
         rows: The rows of `config.dataset`, if they were read already.
@@ -101,7 +105,7 @@ async def train(
         executor: Where rollouts run; on this event loop unless given.
 
     Raises:
-        UsageError: The configuration or the data cannot be trained on; nothing was.
+        UsageError: The configuration or the data cannot be trained on; nothing was. Or a function that it names raised.
         DatasetError: No group was kept: nothing was trained.
         CircuitBreakerTrippedError: Too many rollouts failed.
         RolloutStalledError: Nothing moved for `config.stall_timeout`, and `config.on_stall` is "stop".
@@ -110,7 +114,9 @@ async def train(
 
     **Cancellation:** the run keeps what was logged; checkpoints that were listed stay. All rollouts end.
     """
-    if (reward is None) == (rollout is None):
+    if reward is None and rollout is None:
+        reward, rollout = await _named(config)
+    elif reward is not None and rollout is not None:
         raise UsageError("give async_rl.train either a reward, or a rollout of your own that rewards itself")
     where, stop = where or Where(), StopRequest() if stop is None else stop
     restarts = config.trainer_restarts if where.service is None and where.trainers is None else 0
@@ -136,11 +142,41 @@ async def train(
                 run.message(told)
 
 
+async def dry_run(config: Config, *, tokenizer: ChatTokenizer | None, max_seq_len: int | None) -> list[str]:
+    """Import the reward function or the rollout, read and render the prompts, count the steps; nothing is started.
+
+    Args:
+        config: What would be done.
+        tokenizer: The model's, if it can be had.
+        max_seq_len: The model's context length, if it is known.
+
+    Returns:
+        What was found, in lines.
+
+    Raises:
+        UsageError: The configuration or the data cannot be trained on, or the function cannot be had.
+
+    **Cancellation:** nothing remains.
+    """
+    config.check()
+    reward, rollout = await _named(config)
+    found = await dry_policy_run(config, tokenizer=tokenizer, max_seq_len=max_seq_len)
+    return [describe_named(reward or rollout), *found]
+
+
+async def _named(config: Config) -> tuple[RewardFn | None, PromptRollout | None]:
+    if config.rollout:
+        return None, await load_rollout(config.rollout)
+    return await load_reward(config.reward), None
+
+
 @asynccontextmanager
 async def _in_processes(config: Config, reward: RewardFn | None) -> AsyncGenerator[RewardFn | None]:
     if reward is None or not config.reward_processes:
         yield reward
         return
+    if is_async(reward):
+        raise UsageError("reward_processes is for rewards that are plain functions; set it to 0 for an async one")
     async with AsyncRewardPool(config.reward_processes, timeout=config.reward_timeout) as pool:
 
         async def judged(text: str, row: PromptRow) -> float:

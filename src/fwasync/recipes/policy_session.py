@@ -27,6 +27,7 @@ from fwasync.errors import DatasetError, UsageError
 from fwasync.losses import PolicyLoss
 from fwasync.recipes.batches import Batches
 from fwasync.recipes.collecting import RowCounts
+from fwasync.recipes.plan import describe_checkpoints
 from fwasync.recipes.policy_config import PolicyConfig
 from fwasync.recipes.policy_update import PolicyUpdate
 from fwasync.recipes.prompts import Prompts, render_prompts
@@ -38,7 +39,7 @@ from fwasync.recipes.trainers import Trainers, Where
 from fwasync.tracking.run import Run
 from fwasync.training.custom_loss import require_torch
 
-__all__ = ("PolicySession", "Result", "SampledEvalFn", "open_session", "recorded_policy_run")
+__all__ = ("PolicySession", "Result", "SampledEvalFn", "dry_policy_run", "open_session", "recorded_policy_run")
 
 SampledEvalFn = Callable[[int, ServedPolicy], Awaitable[Mapping[str, float]] | Mapping[str, float]]
 """`(step, policy) -> metrics`, called every `evaluation_interval` steps and after the last. Nothing is trained then.
@@ -94,10 +95,7 @@ class PolicySession:
 
     def plan(self) -> tuple[Batches, int]:
         """The order of the rows, and the steps of the whole run if no row were dropped."""
-        config = self.config
-        order = Batches(self.prompts.usable, 1, epochs=config.epochs, seed=config.seed, shuffle=config.shuffle)
-        steps = math.ceil(order.steps() / config.prompt_groups_per_step)
-        return order, min(steps, config.max_steps or sys.maxsize)
+        return _plan(self.config, self.prompts.usable)
 
     def concurrency_metrics(self) -> dict[str, float]:
         """What the controller tells of the step that ends, if there is one."""
@@ -183,7 +181,7 @@ async def open_session(
     """
     loss = config.loss()
     rows = await load_prompts(config.dataset, max_rows=config.max_rows) if rows is None else rows
-    name = config.tokenizer_model or config.deployment.tokenizer_model
+    name = config.tokenizer_name
     rendered = await _rendered(config, rows, name) if name else None
     start = await find_start(config, where, run, phase)
     async with AsyncExitStack() as stack:
@@ -218,9 +216,61 @@ async def open_session(
         yield PolicySession(config, start, trainers, tokenizer, prompts, max_seq_len, checkpoints, served, update)
 
 
-async def _rendered(config: PolicyConfig, rows: Sequence[PromptRow], tokenizer: str) -> tuple[ChatTokenizer, Prompts]:
+async def dry_policy_run(
+    config: PolicyConfig, *, tokenizer: ChatTokenizer | None, max_seq_len: int | None
+) -> list[str]:
+    """Read and render the prompts, and count steps and completions; nothing is started.
+
+    Args:
+        config: The recipe's, checked.
+        tokenizer: The model's, if it can be had; one that the configuration names goes before it.
+        max_seq_len: The model's context length, if it is known.
+
+    Returns:
+        What was found, in lines.
+
+    Raises:
+        UsageError: The data cannot be trained on.
+
+    **Cancellation:** nothing remains.
+    """
+    rows = await load_prompts(config.dataset, max_rows=config.max_rows)
+    usable, limit = [True] * len(rows), config.max_seq_len or max_seq_len
+    found = [f"{config.dataset}: {len(rows)} rows"]
+    source = config.tokenizer_name or tokenizer
+    if source is None:
+        found.append("tokens: not known without the model's tokenizer")
+    else:
+        _, prompts = await _rendered(config, rows, source)
+        prompts = prompts if limit is None else prompts.limited(limit)
+        usable, lengths = prompts.usable, [len(prompt) for prompt in prompts.tokens if prompt is not None]
+        none = "all of them can be sampled" if limit is None else f"each leaves room for an answer in {limit} tokens"
+        found += [f"tokens: {sum(lengths):,}, at most {max(lengths, default=0):,} of a prompt"]
+        found += [prompts.describe_dropped() or none]
+    order, steps = _plan(config, usable)
+    groups, size = config.prompt_groups_per_step, config.completions_per_prompt
+    least, most = min(steps * groups, order.steps()) * size, order.steps() * size
+    told = f"{most:,}" if least == most else f"{least:,} to {most:,}, the more prompts are dropped"
+    return [
+        *found,
+        f"{steps:,} steps of {groups} prompts with {size} answers each, if no prompt is dropped",
+        f"completions to be sampled: {told}; of {config.max_completion_tokens:,} tokens at most",
+        describe_checkpoints(config, steps),
+        *config.notes(),
+    ]
+
+
+def _plan(config: PolicyConfig, usable: Sequence[bool]) -> tuple[Batches, int]:
+    order = Batches(usable, 1, epochs=config.epochs, seed=config.seed, shuffle=config.shuffle)
+    steps = math.ceil(order.steps() / config.prompt_groups_per_step)
+    return order, min(steps, config.max_steps or sys.maxsize)
+
+
+async def _rendered(
+    config: PolicyConfig, rows: Sequence[PromptRow], tokenizer: str | ChatTokenizer
+) -> tuple[ChatTokenizer, Prompts]:
     def tokenized() -> tuple[ChatTokenizer, Prompts]:
-        loaded = ChatTokenizer.load(tokenizer)
+        loaded = ChatTokenizer.load(tokenizer) if isinstance(tokenizer, str) else tokenizer
         renderer = resolve_renderer(config.renderer_name or None, loaded)
         return loaded, render_prompts(config.dataset, rows, renderer)
 
