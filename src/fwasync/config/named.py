@@ -8,6 +8,7 @@ wants, and other processes can import it.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import sysconfig
 import traceback
@@ -18,8 +19,6 @@ from typing import Any
 from fwasync.errors import UsageError
 
 __all__ = ("load_named", "place_of")
-
-_OTHERS_CODE = ("<", str(Path(__file__).parents[1]), *(sysconfig.get_path(name) for name in ("stdlib", "purelib")))
 
 
 def load_named(name: str, what: str, *, otherwise: str = "") -> Any:
@@ -48,8 +47,10 @@ def load_named(name: str, what: str, *, otherwise: str = "") -> Any:
 
 def place_of(error: BaseException) -> str:
     """Where in the user's code an exception was raised, as ` (file.py, line 3)`; empty if it was nowhere there."""
+    libraries = (Path(__file__).parents[1], sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"))
+    others = ("<", *(f"{path}{os.sep}" for path in libraries))
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if not frame.filename.startswith(_OTHERS_CODE):
+        if not frame.filename.startswith(others):
             return f" ({Path(frame.filename).name}, line {frame.lineno})"
     return ""
 

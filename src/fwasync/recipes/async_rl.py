@@ -114,6 +114,7 @@ async def train(
 
     **Cancellation:** the run keeps what was logged; checkpoints that were listed stay. All rollouts end.
     """
+    config.check()
     if reward is None and rollout is None:
         reward, rollout = await _named(config)
     elif reward is not None and rollout is not None:

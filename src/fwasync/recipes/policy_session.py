@@ -143,15 +143,18 @@ class PolicySession:
 
 @asynccontextmanager
 async def recorded_policy_run(config: PolicyConfig, run: Run | None) -> AsyncGenerator[tuple[Run, Runner]]:
-    """Check the configuration; then the run, in `config.log_path` unless one is given, and the runner's files.
+    """The run, in `config.log_path` unless one is given, and the runner's files.
+
+    Args:
+        config: The recipe's, checked.
+        run: The run, if it is open already.
 
     Raises:
-        UsageError: The configuration cannot be.
+        UsageError: What the loss needs is not installed.
         RunDirectoryError: The directory cannot be used.
 
     **Cancellation:** what was logged is kept.
     """
-    config.check()
     if not config.is_builtin(config.loss()):
         require_torch()
     async with recording(config, run) as (run, runner):

@@ -94,6 +94,7 @@ async def train(
 
     **Cancellation:** the run keeps what was logged; checkpoints that were listed stay.
     """
+    config.check()
     reward = await load_reward(config.reward) if reward is None else reward
     async with (
         recorded_policy_run(config, run) as (run, runner),
