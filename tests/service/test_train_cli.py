@@ -271,14 +271,30 @@ def test_a_wrong_name_or_file_is_one_line(refused: Refused, tmp_path: Path) -> N
     refused("--config", "nope.toml", status=2, told=r"nope\.toml: there is no such file")
 
 
-@pytest.mark.parametrize(
-    ("name", "told"),
-    [("stf", "there is no recipe 'stf'; did you mean 'sft'?"), ("rl", "recipe 'rl' is for programs")],
-)
-def test_what_is_no_recipe(train: Train, name: str, told: str) -> None:
-    status, _, err = train(recipe=name)
+def test_what_is_no_recipe(train: Train) -> None:
+    status, _, err = train(recipe="stf")
     assert status == 2
-    assert told in err
+    assert "there is no recipe 'stf'; did you mean 'sft'?" in err
+
+
+@pytest.mark.parametrize("recipe", ["rl", "async_rl"])
+def test_a_reward_is_named_in_the_settings(train: Train, data: Path, tmp_path: Path, recipe: str) -> None:
+    module = f"my_{recipe}_rewards"
+    (tmp_path / f"{module}.py").write_text("def length(text, row):\n    return len(text) / 8\n")
+    given = (f"dataset={data}", "max_completion_tokens=4", "log_path=run", "max_steps=2", "kl_beta=0")
+    status, _, err = train(*given, "--dry-run", recipe=recipe)
+    assert (status, "as module:function" in err) == (2, True)
+    status, _, err = train(*given, "--dry-run", "reward=nowhere:length", recipe=recipe)
+    assert (status, "reward 'nowhere:length' cannot be imported" in err) == (2, True)
+    status, out, _ = train(*given, "--dry-run", f"reward={module}:length", recipe=recipe)
+    assert status == 0
+    assert "8 prompts" in out
+    assert "2 steps of 1 groups of 4 answers" in out
+    assert not (tmp_path / "run").exists()
+    status, out, err = train(*given, f"reward={module}:length", recipe=recipe)
+    assert status == 0, err
+    assert f"in 2 steps ({recipe})" in out
+    assert [json.loads(line)["step"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()] == [1, 2]
 
 
 # -- one clear line ------------------------------------------------------------------------------------------

@@ -29,6 +29,8 @@ import anyio.to_thread
 from fwasync import AsyncRewardPool, AsyncRolloutScheduler
 from fwasync._background import Background
 from fwasync.checkpoints.ledger import CheckpointEntry
+from fwasync.data.chat import ChatTokenizer
+from fwasync.data.named import import_named
 from fwasync.data.prompts import PromptRow
 from fwasync.errors import FwasyncError, UsageError
 from fwasync.recipes.async_config import Config
@@ -41,6 +43,7 @@ from fwasync.recipes.policy_session import (
     PolicySession,
     Result,
     SampledEvalFn,
+    check_prompts,
     open_session,
     recorded_policy_run,
 )
@@ -58,7 +61,7 @@ from fwasync.rollout.trajectory import RolloutGroup, rewards_differ
 from fwasync.rollout.watchdog import StallReport
 from fwasync.tracking.run import Run
 
-__all__ = ("PHASE", "Config", "Result", "train")
+__all__ = ("PHASE", "Config", "Result", "dry_run", "train")
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +92,8 @@ async def train(
     Args:
         config: What to do.
         reward: `reward(text, row) -> float`, sync or async: then a rollout is one answer to the prompt.
-        rollout: Or: `async def rollout(prompt, ctx) -> Rollout | None`, which may take turns and rewards itself.
+        rollout: Or: `async def rollout(prompt, ctx) -> Rollout | None`, which may take turns and rewards itself. Of
+            both, the one is needed; else the configuration names it.
         where: Where; by default on the service that the environment names.
         run: Where to log; by default in `config.log_path`. The recipe's page in the documentation lists the metrics.
         rows: The rows of `config.dataset`, if they were read already.
@@ -110,8 +114,7 @@ async def train(
 
     **Cancellation:** the run keeps what was logged; checkpoints that were listed stay. All rollouts end.
     """
-    if (reward is None) == (rollout is None):
-        raise UsageError("give async_rl.train either a reward, or a rollout of your own that rewards itself")
+    reward, rollout = _of_the_user(config, reward, rollout)
     where, stop = where or Where(), StopRequest() if stop is None else stop
     restarts = config.trainer_restarts if where.service is None and where.trainers is None else 0
     async with recorded_policy_run(config, run) as (run, runner), _in_processes(config, reward) as reward:
@@ -134,6 +137,27 @@ async def train(
                 told = f"the trainer is lost ({lost.error}); going on from {lost.checkpoint.state_path}"
                 logger.warning("%s", told)
                 run.message(told)
+
+
+async def dry_run(config: Config, *, tokenizer: ChatTokenizer | None, max_seq_len: int | None) -> list[str]:
+    """Check the prompts and the reward or rollout, as `check_prompts` does; nothing is started."""
+    _of_the_user(config, None, None)
+    return await check_prompts(config, tokenizer, max_seq_len)
+
+
+def _of_the_user(
+    config: Config, reward: RewardFn | None, rollout: PromptRollout | None
+) -> tuple[RewardFn | None, PromptRollout | None]:
+    """The reward or the rollout, whichever there is."""
+    if reward is None and rollout is None:
+        reward = import_named("reward", config.reward) if config.reward else None
+        rollout = import_named("rollout", config.rollout) if config.rollout else None
+    if (reward is None) == (rollout is None):
+        raise UsageError(
+            "give async_rl.train either a reward, or a rollout of your own that rewards itself; or name one of them in "
+            "the settings, as module:function"
+        )
+    return reward, rollout
 
 
 @asynccontextmanager

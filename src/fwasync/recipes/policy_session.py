@@ -21,7 +21,7 @@ from fwasync.checkpoints.ledger import CheckpointEntry
 from fwasync.checkpoints.resume import ResumeInfo
 from fwasync.checkpoints.saving import CheckpointKind
 from fwasync.data.chat import ChatTokenizer
-from fwasync.data.prompts import PromptRow, load_prompts
+from fwasync.data.prompts import PromptRow, load_prompts, read_prompt
 from fwasync.data.rendering import resolve_renderer
 from fwasync.errors import DatasetError, UsageError
 from fwasync.losses import PolicyLoss
@@ -31,6 +31,7 @@ from fwasync.recipes.policy_config import PolicyConfig
 from fwasync.recipes.policy_update import PolicyUpdate
 from fwasync.recipes.prompts import Prompts, render_prompts
 from fwasync.recipes.recording import recording
+from fwasync.recipes.rows import count_rows
 from fwasync.recipes.runner import Runner
 from fwasync.recipes.saving import DATA_KEY, Checkpoints, find_start
 from fwasync.recipes.serving import ServedPolicy, serve_policy
@@ -38,7 +39,7 @@ from fwasync.recipes.trainers import Trainers, Where
 from fwasync.tracking.run import Run
 from fwasync.training.custom_loss import require_torch
 
-__all__ = ("PolicySession", "Result", "SampledEvalFn", "open_session", "recorded_policy_run")
+__all__ = ("PolicySession", "Result", "SampledEvalFn", "check_prompts", "open_session", "recorded_policy_run")
 
 SampledEvalFn = Callable[[int, ServedPolicy], Awaitable[Mapping[str, float]] | Mapping[str, float]]
 """`(step, policy) -> metrics`, called every `evaluation_interval` steps and after the last. Nothing is trained then.
@@ -94,10 +95,7 @@ class PolicySession:
 
     def plan(self) -> tuple[Batches, int]:
         """The order of the rows, and the steps of the whole run if no row were dropped."""
-        config = self.config
-        order = Batches(self.prompts.usable, 1, epochs=config.epochs, seed=config.seed, shuffle=config.shuffle)
-        steps = math.ceil(order.steps() / config.prompt_groups_per_step)
-        return order, min(steps, config.max_steps or sys.maxsize)
+        return _plan(self.config, self.prompts.usable)
 
     def concurrency_metrics(self) -> dict[str, float]:
         """What the controller tells of the step that ends, if there is one."""
@@ -216,6 +214,49 @@ async def open_session(
         )
         update = _update(config, trainers, loss, run)
         yield PolicySession(config, start, trainers, tokenizer, prompts, max_seq_len, checkpoints, served, update)
+
+
+async def check_prompts(config: PolicyConfig, tokenizer: ChatTokenizer | None, max_seq_len: int | None) -> list[str]:
+    """Read and tokenize the prompts, and count the steps; nothing is started.
+
+    Args:
+        config: What would be done.
+        tokenizer: The model's, if it can be had.
+        max_seq_len: The model's context length, if it is known.
+
+    Returns:
+        What was found, in lines.
+
+    Raises:
+        UsageError: The configuration or the data cannot be trained on.
+
+    **Cancellation:** nothing remains.
+    """
+    config.check()
+    limit = config.max_seq_len or max_seq_len
+    if tokenizer is None or limit is None:
+        count = await count_rows(config.dataset, read_prompt, max_rows=config.max_rows)
+        usable, found = [True] * count, "tokens: not known without the model's tokenizer and context length"
+    else:
+        rows = await load_prompts(config.dataset, max_rows=config.max_rows)
+        renderer = resolve_renderer(config.renderer_name or None, tokenizer)
+        rendered = await anyio.to_thread.run_sync(render_prompts, config.dataset, rows, renderer)
+        prompts = rendered.limited(limit)
+        usable, found = prompts.usable, prompts.describe_dropped() or f"no prompt fills {limit} tokens"
+    _, steps = _plan(config, usable)
+    size = f"{config.prompt_groups_per_step} groups of {config.completions_per_prompt} answers"
+    return [
+        f"{config.dataset}: {len(usable)} prompts",
+        found,
+        f"{steps:,} steps of {size}, if no group is dropped",
+        *config.notes(),
+    ]
+
+
+def _plan(config: PolicyConfig, usable: Sequence[bool]) -> tuple[Batches, int]:
+    order = Batches(usable, 1, epochs=config.epochs, seed=config.seed, shuffle=config.shuffle)
+    steps = math.ceil(order.steps() / config.prompt_groups_per_step)
+    return order, min(steps, config.max_steps or sys.maxsize)
 
 
 async def _rendered(config: PolicyConfig, rows: Sequence[PromptRow], tokenizer: str) -> tuple[ChatTokenizer, Prompts]:

@@ -23,13 +23,23 @@ import anyio.to_thread
 from pydantic import Field
 
 from fwasync.checkpoints.ledger import CheckpointEntry
+from fwasync.data.chat import ChatTokenizer
+from fwasync.data.named import import_named
 from fwasync.data.prompts import PromptRow
+from fwasync.errors import UsageError
 from fwasync.recipes.callbacks import StepCallback, called
 from fwasync.recipes.collecting import Collected, Collector, RowCounts
 from fwasync.recipes.groups import GroupFilter, GroupSampler, RewardFn, rewards_differ
 from fwasync.recipes.optimizer import adam_params
 from fwasync.recipes.policy_config import PolicyConfig
-from fwasync.recipes.policy_session import PolicySession, Result, SampledEvalFn, open_session, recorded_policy_run
+from fwasync.recipes.policy_session import (
+    PolicySession,
+    Result,
+    SampledEvalFn,
+    check_prompts,
+    open_session,
+    recorded_policy_run,
+)
 from fwasync.recipes.policy_update import Passes, policy_batch
 from fwasync.recipes.rollout_metrics import rollout_metrics, write_trajectories
 from fwasync.recipes.runner import Runner
@@ -37,7 +47,7 @@ from fwasync.recipes.stopping import StopRequest
 from fwasync.recipes.trainers import Where
 from fwasync.tracking.run import Run
 
-__all__ = ("PHASE", "Config", "PromptRow", "Result", "SampledEvalFn", "train")
+__all__ = ("PHASE", "Config", "PromptRow", "Result", "SampledEvalFn", "dry_run", "train")
 
 PHASE = "rl"
 
@@ -54,7 +64,7 @@ class Config(PolicyConfig):
 async def train(
     config: Config,
     *,
-    reward: RewardFn,
+    reward: RewardFn | None = None,
     where: Where | None = None,
     run: Run | None = None,
     rows: Sequence[PromptRow] | None = None,
@@ -67,7 +77,7 @@ async def train(
 
     Args:
         config: What to do.
-        reward: `reward(text, row) -> float`, sync (it runs in a worker thread) or async.
+        reward: `reward(text, row) -> float`, sync (in a worker thread) or async; else what `config.reward` names.
         where: Where; by default on the service that the environment names.
         run: Where to log; by default in `config.log_path`. The recipe's page in the documentation lists the metrics.
         rows: The rows of `config.dataset`, if they were read already.
@@ -84,6 +94,7 @@ async def train(
 
     **Cancellation:** the run keeps what was logged; checkpoints that were listed stay.
     """
+    reward = reward or _reward(config)
     async with (
         recorded_policy_run(config, run) as (run, runner),
         open_session(config, PHASE, where or Where(), run, rows) as session,
@@ -106,6 +117,18 @@ async def train(
         else:
             await runner.stopped(result.stopped)
         return result
+
+
+async def dry_run(config: Config, *, tokenizer: ChatTokenizer | None, max_seq_len: int | None) -> list[str]:
+    """Check the prompts and the reward function, as `check_prompts` does; nothing is started."""
+    _reward(config)
+    return await check_prompts(config, tokenizer, max_seq_len)
+
+
+def _reward(config: Config) -> RewardFn:
+    if not config.reward:
+        raise UsageError("there is no reward: give rl.train a function, or name one in reward, as module:function")
+    return import_named("reward", config.reward)
 
 
 # -- the steps ---------------------------------------------------------------------------------------
