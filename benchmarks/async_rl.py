@@ -3,9 +3,9 @@
 python benchmarks/async_rl.py [--seeds 3] [--steps 40]
 
 Both learn for real, to write lower-case letters, on one local service. In a real run neither the trainer nor the
-sampler is on this machine, so both are slowed at no cost of CPU: the result of each optimizer step is withheld for a
-second, and each sample until sampling a step takes as long as all the rest of it, as measured in a first run. Then,
-seed after seed, the two recipes take the same number of steps on the same rows, in turn.
+sampler is on this machine, so both are slowed at no cost of CPU: each optimizer step is held up for a second, and each
+request for samples until sampling a step takes as long as all the rest of it, as measured in a first run. Then, seed
+after seed, the two recipes take the same number of steps on the same rows, in turn.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import anyio
 from fwasync.data.prompts import PromptRow
 from fwasync.recipes import async_rl, rl
 from fwasync.recipes.trainers import Where
-from fwasync.testing import AsyncScriptedService, Fault, FaultPlan, SlowFuture, local_service
+from fwasync.testing import AsyncScriptedService, Delay, Fault, FaultPlan, local_service
 
 GROUPS, SIZE, TOKENS = 8, 8, 8
 TRAINING_S = 1.0
@@ -97,14 +97,14 @@ async def measure(seeds: int, steps: int) -> None:
         ]
         (directory / "prompts.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
         async with local_service() as local:
-            slow_trainer = Fault(SlowFuture(TRAINING_S), "optim_step")
+            slow_trainer = Fault(Delay(TRAINING_S), "optim_step")
             await local.set_faults(FaultPlan([slow_trainer]))
             first = (await alternate(local, directory, 10, 1000))[2:]
             sampling = statistics.median(record["perf/sample_wait_time"] for record in first)
             training = statistics.median(record["perf/step_wall_time"] for record in first) - sampling
             delay = max(training - sampling, 0.0)
             print(f"a step: {training:.2f} s of training, {sampling:.2f} s of sampling, slowed by {delay:.2f} s")
-            await local.set_faults(FaultPlan([slow_trainer, Fault(SlowFuture(delay), "asample")]))
+            await local.set_faults(FaultPlan([slow_trainer, Fault(Delay(delay), "asample")]))
             print("seed   samples/s: alternating    async   ratio   reward of the first 5, last 5, all steps: of each")
             ratios: list[float] = []
             lasts: list[tuple[float, float]] = []
