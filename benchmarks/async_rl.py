@@ -1,10 +1,10 @@
 """RL that samples and trains at the same time beside RL that alternates, where sampling takes as long as training.
 
-python benchmarks/async_rl.py [--seeds 3] [--steps 40]
+python benchmarks/async_rl.py [--seeds 3] [--steps 30]
 
 Both learn for real, to write lower-case letters, on one local service. In a real run neither the trainer nor the
-sampler is on this machine, so both are slowed at no cost of CPU: each optimizer step is held up for a second, and each
-request for samples until sampling a step takes as long as all the rest of it, as measured in a first run. Then, seed
+sampler is on this machine, so both are slowed at no cost of CPU: each optimizer step is held up for two seconds, and
+each request for samples until sampling a step takes as long as all the rest of it, as measured in a first run. Then, seed
 after seed, the two recipes take the same number of steps on the same rows, in turn.
 """
 
@@ -29,7 +29,7 @@ from fwasync.recipes.trainers import Where
 from fwasync.testing import AsyncScriptedService, Delay, Fault, FaultPlan, local_service
 
 GROUPS, SIZE, TOKENS = 8, 8, 8
-TRAINING_S = 1.0
+TRAINING_S = 2.0
 EDGE = 5
 
 Records = list[dict[str, float]]
@@ -45,7 +45,7 @@ def settings(directory: Path, name: str, steps: int, seed: int) -> dict[str, Any
         "dataset": str(directory / "prompts.jsonl"),
         "max_rows": None,
         "base_model": "fwasync/qwen3-tiny",
-        "learning_rate": 2e-3,
+        "learning_rate": 1e-3,
         "adam": "fast",
         "prompt_groups_per_step": GROUPS,
         "completions_per_prompt": SIZE,
@@ -141,7 +141,7 @@ def told_times(one: Records, two: Records) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=30)
     options = parser.parse_args()
     load = os.getloadavg()[0]
     print(f"{date.today()}, Python {platform.python_version()}, {os.cpu_count()} cores, load {load:.1f} at the start")
