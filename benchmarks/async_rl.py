@@ -4,8 +4,8 @@ python benchmarks/async_rl.py [--seeds 3] [--steps 30]
 
 Both learn for real, to write lower-case letters, on one local service. In a real run neither the trainer nor the
 sampler is on this machine, so both are slowed at no cost of CPU: each optimizer step is held up for two seconds, and
-each request for samples until sampling a step takes as long as all the rest of it, as measured in a first run. Then, seed
-after seed, the two recipes take the same number of steps on the same rows, in turn.
+each request for samples until sampling a step takes as long as all the rest of it, as measured in a first run. Then,
+seed after seed, the two recipes take the same number of steps on the same rows, in turn.
 """
 
 from __future__ import annotations
