@@ -20,7 +20,7 @@ import aiohttp
 import anyio
 import httpx
 
-from fwasync._http.faults import fault_text, refusal
+from fwasync._http.faults import fault_text, refusal, request_id_of
 from fwasync._http.retry import RETRYABLE_STATUSES, RetryPolicy, retry_after
 from fwasync._http.transport import Transport, default_transport
 from fwasync._version import __version__
@@ -302,7 +302,8 @@ class Http:
 
     def refusal(self, answer: Answer, path: str) -> Exception:
         """The typed error for an answer that is not a success."""
-        return refusal(answer.status, self.error_text(answer), what=path, url=self.base_url)
+        request_id = request_id_of(answer.headers)
+        return refusal(answer.status, self.error_text(answer), what=path, url=self.base_url, request_id=request_id)
 
     def given_up(
         self, failure: Answer | Unanswered, path: str, attempts: int, elapsed_s: float, *, reached: bool
