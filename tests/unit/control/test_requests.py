@@ -169,6 +169,17 @@ async def test_an_id_that_was_taken_before_is_not_ours() -> None:
     assert (dep.created, dep.name) == (False, "accounts/acme/deployments/d")
 
 
+async def test_the_id_of_a_deleted_job_is_not_given_again() -> None:
+    plane = FakePlane()
+    plane.jobs["j"] = ["JOB_STATE_DELETED"]
+    async with plane.client() as client:
+        with pytest.raises(
+            errors.ConflictError, match=r"creating trainer job j: it was deleted.*choose another"
+        ) as caught:
+            await AsyncTrainerJobManager(client).create(TrainerJobConfig(base_model=MODEL, requested_job_id="j"))
+    assert caught.value.status == 409
+
+
 @virtual_time
 async def test_a_creation_that_is_refused_or_never_answered() -> None:
     plane = FakePlane()
@@ -329,6 +340,8 @@ async def test_the_account_is_asked_for_once() -> None:
         for _ in range(5):
             group.start_soon(client.account_id)
     assert plane.calls == ["GET /v1/accounts?pageSize=2"]
+    async with client.copy() as copy:  # which is connected to nothing
+        assert await copy.account_id() == "acme"
 
 
 @virtual_time
