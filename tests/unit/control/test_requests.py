@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import traceback
 from typing import Any
 
 import anyio
@@ -439,10 +440,19 @@ def test_keys_go_to_their_vendor_only(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("FIREWORKS_API_KEY", KEY)
     assert AsyncFireworksClient().base_url == "https://api.fireworks.ai"
-    with pytest.raises(errors.UsageError, match=r"no API key for http://plane.test: pass api_key, or set FWASYNC"):
+    with pytest.raises(errors.UsageError, match=r"no API key for plane.test: pass api_key, or set FWASYNC"):
         AsyncFireworksClient(ORIGIN)
     monkeypatch.setenv("FIREWORKS_BASE_URL", ORIGIN)
     monkeypatch.setenv("FWASYNC_API_KEY", "a key")
     with pytest.raises(errors.UsageError, match="was it cut"):
         AsyncFireworksClient()
     assert KEY not in repr(AsyncFireworksClient(ORIGIN, KEY, retry=RETRY))
+
+
+@pytest.mark.parametrize(
+    "given", [(KEY, "https://api.fireworks.ai"), (KEY, None), (f"https://me:{KEY}@{ORIGIN}", None)]
+)
+def test_a_key_in_the_place_of_the_url_is_not_shown(given: tuple[str, str | None]) -> None:
+    with pytest.raises(errors.UsageError) as caught:  # the Fireworks SDK takes them in the other order
+        AsyncFireworksClient(*given)
+    assert KEY not in "".join(traceback.format_exception(caught.value))
