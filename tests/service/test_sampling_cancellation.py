@@ -11,7 +11,7 @@ import anyio
 import pytest
 import pytest_asyncio
 
-from fwasync import AsyncDeploymentSampler, FixedConcurrencyController, errors
+from fwasync import AsyncDeploymentSampler, AsyncServiceClient, FixedConcurrencyController, errors, types
 from fwasync.testing import AsyncScriptedService, local_service
 from service.scripted import SMALL, deploy, full_name, load_when
 
@@ -89,6 +89,27 @@ async def test_a_thousand_samples_end_on_both_sides(service: AsyncScriptedServic
     async with sampler_of(service) as again:
         [one] = await again.sample_with_prompt_tokens(PROMPT, max_tokens=7, temperature=0)
     assert (await service.sampling()).tokens == after.tokens + one.completion_len == after.tokens + 7
+
+
+async def test_leaving_a_sampling_client_ends_its_samples_on_both_sides(service: AsyncScriptedService) -> None:
+    before, ended = await load_when(service, running=0), Counter[str]()
+    prompt, params = types.ModelInput.from_ints(PROMPT), types.SamplingParams(temperature=0)
+
+    async def one() -> None:
+        try:
+            await client.sample(prompt, sampling_params=params)
+        except errors.ClosedError:
+            ended["ClosedError"] += 1
+
+    async with AsyncServiceClient(service.base_url, service.api_key) as trainer, anyio.create_task_group() as tasks:
+        async with trainer.create_sampling_client(base_model="fwasync/qwen3-small") as client:
+            for _ in range(200):
+                tasks.start_soon(one)
+            await load_when(service, running=64, waiting=136)
+        assert (ended, client.in_flight) == ({"ClosedError": 200}, 0)
+        after = await load_when(service, running=0)
+    assert after.tokens - before.tokens < 200 * 100
+    assert (await service.sampling()).tokens == after.tokens
 
 
 async def test_a_sampler_goes_on_after_its_samples_were_cancelled(service: AsyncScriptedService) -> None:
