@@ -305,7 +305,7 @@ async def test_a_storm_of_429_shrinks_the_window_and_passes(service: AsyncScript
         metrics = sampler.drain_metrics()
         figures = controller.step_completed()
     refused = [each for each in metrics if each.http_status_code == 429]
-    assert len(refused) == (await service.fired()).fired[0] == figures["congestion_responses"] >= 15
+    assert len(refused) == (await service.fired()).fired[0] >= 15
     assert min(figures["window"], figures["avg_window"]) < 8
 
 

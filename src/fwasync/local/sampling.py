@@ -45,9 +45,8 @@ __all__ = ("SamplingDesk", "Watcher")
 
 T = TypeVar("T")
 
-Watcher = Callable[[News | None], None]
-"""Is told, on the event loop, that a request's turn has come, of each token once it is sampled, and `None` when there
-is a result."""
+Watcher = Callable[[News], None]
+"""Is told, on the event loop, that a request's turn has come, and of each token once it is sampled."""
 
 # Larger requests are decoded in a thread.
 _LARGE_BODY = 32_768
@@ -240,9 +239,7 @@ class SamplingDesk:
         for request_id, result in results:
             self._running.discard(request_id)
             self._futures.resolve(request_id, result)
-            watcher = self._watchers.pop(request_id, None)
-            if watcher is not None:
-                watcher(None)
+            self._watchers.pop(request_id, None)
 
     def _read(self, request_id: str, body: bytes) -> tuple[SampleRequestMessage, SampleRequest, bytes]:
         message = decode(body, SampleRequestMessage)

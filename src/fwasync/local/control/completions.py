@@ -37,7 +37,7 @@ from fwasync.local.results import Result
 from fwasync.local.sampling import SamplingDesk
 from fwasync.local.sampling_thread import Begun, News, Weights
 from fwasync.local.tokenizer import build_tokenizer
-from fwasync.local.web import read_body, wait_or_gone
+from fwasync.local.web import read_body, until_ready, wait_or_gone
 
 __all__ = ("CompletionDesk",)
 
@@ -49,24 +49,33 @@ _TOGETHER = 256
 
 
 class _Run:
-    """A request that is sampled: when it came, when its turn and its first token, and the tokens that were not sent."""
+    """A request that is sampled: when it came, when its turn and its first token, and the tokens that were not sent.
+
+    `ready` is cancelled as soon as its answer can begin.
+    """
 
     def __init__(self, asked: Asked) -> None:
         self.asked = asked
         self.came_at = time.monotonic()
         self.begun_at: float | None = None
         self.first_at: float | None = None
+        self.ready = anyio.CancelScope()
         self._unsent: deque[SampledToken] = deque()
         self._news = anyio.Event()
 
-    def note(self, news: News | None) -> None:
+    def note(self, news: News) -> None:
         """Take news of the sampler."""
         if isinstance(news, Begun):
             self.begun_at = news.at
             return
-        if news is not None:
-            self.first_at = self.first_at or time.monotonic()
-            self._unsent.append(news)
+        self.first_at = self.first_at or time.monotonic()
+        self._unsent.append(news)
+        if self.asked.message.stream:
+            self.wake()
+
+    def wake(self) -> None:
+        """Let go whoever waits: there are tokens to send, or it has ended."""
+        self.ready.cancel()
         self._news.set()
 
     async def wait(self) -> None:
@@ -126,33 +135,27 @@ class CompletionDesk:
         weights = self._weights(message.model)
         sample = self._sample(run.asked)
         slot = self._samplers.begin(weights, sample, run.note)
+        slot.on_wake = run.wake
         self._running += 1
 
         def end() -> None:
             self._running -= 1
+            self._futures.forget(sample.key)
             if slot.result is None:
                 self._samplers.cancel(sample.key)
-            self._futures.forget(sample.key)
 
-        if message.stream:
-            return await self._events(request, run, slot, end)
         try:
-            await wait_or_gone(request, slot.wait, _LONGEST_S)
-            _require_sampled(slot)
-            metrics = self._metrics(run) | run.took()
-        finally:
-            end()
-        return await anyio.to_thread.run_sync(_whole, run.asked, run.rest(), metrics)
-
-    async def _events(self, request: Request, run: _Run, slot: Slot, end: Callable[[], None]) -> Response:
-        try:
-            await wait_or_gone(request, run.wait, _LONGEST_S)
-            if run.first_at is None:
+            await until_ready(request, run.ready)
+            if not message.stream or run.first_at is None:
                 _require_sampled(slot)
         except BaseException:
             end()
             raise
-        return _EventStream(run, slot, end, self._metrics(run))
+        metrics = self._metrics(run)
+        if message.stream:
+            return _EventStream(run, slot, end, metrics)
+        end()
+        return await anyio.to_thread.run_sync(_whole, run.asked, run.rest(), metrics | run.took())
 
     # -- what is asked -----------------------------------------------------------------------------
 
@@ -253,7 +256,7 @@ class _EventStream(Response):
 
 def _require_sampled(slot: Slot) -> None:
     if slot.result is None:
-        raise Refused(503, "completions: the service is stopping, or you have gone")
+        raise Refused(503, "completions: the service is stopping")
     if slot.result.form != "sample":
         failure = _failure(slot.result)
         raise Refused(failure.status, failure.detail)

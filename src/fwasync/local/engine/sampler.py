@@ -11,7 +11,7 @@ Invariants
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -97,7 +97,7 @@ class NumpySampler:
         self._decoder = Decoder(architecture, weights)
         self._slots = slots
         self._jobs: dict[str, _Job] = {}
-        self._waiting: deque[_Job] = deque()
+        self._waiting: OrderedDict[str, _Job] = OrderedDict()
         self._rows: list[_Row] = []
         self._cache: KeyValueCache | None = None
         self._newest: list[SampledToken] = []
@@ -129,16 +129,16 @@ class NumpySampler:
             stop_sequences=tuple(stop for stop in request.stop if len(stop) > 1),
         )
         self._jobs[request.key] = job
-        self._waiting.append(job)
+        self._waiting[request.key] = job
 
     def cancel(self, key: str) -> None:
         """Forget a request; see `Sampler.cancel`."""
         job = self._jobs.pop(key, None)
         if job is None:
             return
-        if job in self._waiting:
-            self._waiting.remove(job)
-        self._release([slot for slot, row in enumerate(self._rows) if row.job is job])
+        self._waiting.pop(key, None)
+        if job.started:
+            self._release([slot for slot, row in enumerate(self._rows) if row.job is job])
 
     def step(self) -> list[SampleResult]:
         """Decode one token in every slot; see `Sampler.step`."""
@@ -163,11 +163,11 @@ class NumpySampler:
         chosen: list[tuple[_Job, int]] = []
         free = self._slots - len(self._rows)
         while self._waiting and len(chosen) < free:
-            job = self._waiting[0]
+            key, job = next(iter(self._waiting.items()))
             chosen.append((job, job.started))
             job.started += 1
             if job.started == job.request.num_samples:
-                self._waiting.popleft()
+                del self._waiting[key]
         prefills = self._read_prompts([job for job, _ in chosen])
         started: list[_Row] = []
         for (job, sample), prefill in zip(chosen, prefills, strict=True):
