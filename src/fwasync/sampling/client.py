@@ -42,7 +42,7 @@ logger = logging.getLogger("fwasync.sampling")
 
 _TIMEOUT_S = 600.0
 _RESUBMISSIONS = 3
-_FAREWELL_S = 1.0
+_FAREWELL_S = 3.0
 # So many abandoned samples are told at a time.
 _TOLD_TOGETHER = 16
 
