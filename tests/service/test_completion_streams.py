@@ -22,7 +22,8 @@ from fwasync import (
     FixedConcurrencyController,
 )
 from fwasync._wire.completions import DONE, EventDecoder
-from fwasync.testing import AsyncScriptedService, local_service
+from fwasync.testing import AsyncScriptedService
+from service import scripted
 from service.scripted import SMALL, deploy, full_name, load_when, plain_client
 
 PATH = "/inference/v1/completions"
@@ -30,16 +31,15 @@ PROMPT = [5, 6, 7, 8]
 # The most likely token again and again, to the end of the context.
 ENDLESS = {"max_tokens": 10**6, "temperature": 0}
 
+running = scripted.running
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[AsyncScriptedService]:
-    async with local_service(data_dir=tmp_path_factory.mktemp("streams")) as running:
-        await deploy(running, "tiny")
-        await deploy(running, "small", base_model=SMALL)
-        yield running
-    assert (running.data_dir / "service.log").read_text() == ""
+async def service(running: AsyncScriptedService) -> AsyncScriptedService:
+    await deploy(running, "tiny")
+    await deploy(running, "small", base_model=SMALL)
+    return running
 
 
 def body(model: str = "tiny", **fields: Any) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import anyio
@@ -12,7 +12,8 @@ import pytest
 import pytest_asyncio
 
 from fwasync import AsyncDeploymentSampler, AsyncServiceClient, FixedConcurrencyController, errors, types
-from fwasync.testing import AsyncScriptedService, local_service
+from fwasync.testing import AsyncScriptedService
+from service import scripted
 from service.scripted import SMALL, deploy, full_name, load_when
 
 # The most likely token after it is the same again and again, to the end of the context.
@@ -20,15 +21,14 @@ PROMPT = [5, 6, 7, 8]
 CONTEXT = 1024
 SAMPLES = 1000
 
+running = scripted.running
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[AsyncScriptedService]:
-    async with local_service(data_dir=tmp_path_factory.mktemp("cancelled")) as running:
-        await deploy(running, "small", base_model=SMALL)
-        yield running
-    assert (running.data_dir / "service.log").read_text() == ""
+async def service(running: AsyncScriptedService) -> AsyncScriptedService:
+    await deploy(running, "small", base_model=SMALL)
+    return running
 
 
 def sampler_of(service: AsyncScriptedService, concurrency: int = SAMPLES) -> AsyncDeploymentSampler:
