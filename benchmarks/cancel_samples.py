@@ -34,7 +34,7 @@ async def deploy(service: AsyncScriptedService) -> None:
     async with AsyncFireworksClient(service.base_url, service.api_key) as fireworks:
         manager = AsyncDeploymentManager(fireworks)
         await manager.create(DeploymentConfig(deployment_id="bench", base_model=MODEL))
-        await manager.wait_until_ready("bench")
+        await manager.wait_for_ready("bench")
 
 
 async def until(service: AsyncScriptedService, requests: int) -> int:

@@ -31,7 +31,13 @@ if TYPE_CHECKING:
     from fwasync.control.trainer_jobs import AsyncTrainerJobManager as AsyncTrainerJobManager
     from fwasync.errors import FwasyncError as FwasyncError
     from fwasync.errors import OperationTimeoutError as OperationTimeoutError
+    from fwasync.rollout.context import RolloutContext as RolloutContext
     from fwasync.rollout.pass_at_k import compute_pass_at_k as compute_pass_at_k
+    from fwasync.rollout.rewards import AsyncRewardPool as AsyncRewardPool
+    from fwasync.rollout.scheduler import AsyncRolloutScheduler as AsyncRolloutScheduler
+    from fwasync.rollout.settings import RolloutSettings as RolloutSettings
+    from fwasync.rollout.trajectory import Rollout as Rollout
+    from fwasync.rollout.trajectory import rollout_datums as rollout_datums
     from fwasync.sampling.aimd import AimdSettings as AimdSettings
     from fwasync.sampling.client import AsyncSamplingClient as AsyncSamplingClient
     from fwasync.sampling.completions import SampledCompletion as SampledCompletion
@@ -42,10 +48,15 @@ if TYPE_CHECKING:
     from fwasync.sampling.deployment import AsyncDeploymentSampler as AsyncDeploymentSampler
     from fwasync.service import AsyncServiceClient as AsyncServiceClient
     from fwasync.sync.client import ReconnectableClient as ReconnectableClient
+    from fwasync.sync.control import DeploymentManager as DeploymentManager
+    from fwasync.sync.control import FireworksClient as FireworksClient
+    from fwasync.sync.control import TrainerJobManager as TrainerJobManager
+    from fwasync.sync.deployment import DeploymentSampler as DeploymentSampler
     from fwasync.sync.future import SyncFuture as SyncFuture
     from fwasync.sync.sampling import SamplingClient as SamplingClient
     from fwasync.sync.service import ServiceClient as ServiceClient
     from fwasync.sync.training import TrainingClient as TrainingClient
+    from fwasync.sync.weights import WeightSyncer as WeightSyncer
     from fwasync.tracking.run import open_run as open_run
     from fwasync.tracking.timers import flush_timing as flush_timing
     from fwasync.tracking.timers import timer as timer
@@ -64,6 +75,8 @@ __all__ = (
     "AsyncDeploymentSampler",
     "AsyncFireworksClient",
     "AsyncHotLoadManager",
+    "AsyncRewardPool",
+    "AsyncRolloutScheduler",
     "AsyncSamplingClient",
     "AsyncServiceClient",
     "AsyncTrainerJobManager",
@@ -74,6 +87,9 @@ __all__ = (
     "ConcurrencyController",
     "DeployConfig",
     "DeploymentConfig",
+    "DeploymentManager",
+    "DeploymentSampler",
+    "FireworksClient",
     "FixedConcurrencyController",
     "FwasyncError",
     "GradAccNormalization",
@@ -81,15 +97,20 @@ __all__ = (
     "OperationTimeoutError",
     "ReconnectableClient",
     "RetryPolicy",
+    "Rollout",
+    "RolloutContext",
+    "RolloutSettings",
     "SampledCompletion",
     "SamplingClient",
     "ServiceClient",
     "SyncFuture",
     "TrainerJobConfig",
+    "TrainerJobManager",
     "TrainerServiceEndpoint",
     "TrainingClient",
     "WandBConfig",
     "WeightSyncConfig",
+    "WeightSyncer",
     "__version__",
     "compute_pass_at_k",
     "concurrency_controller",
@@ -99,6 +120,7 @@ __all__ = (
     "provision",
     "resolve_checkpoint_path",
     "resolve_resume",
+    "rollout_datums",
     "save_checkpoint",
     "timer",
     "types",
@@ -112,6 +134,8 @@ _HOMES = {
     "AsyncDeploymentSampler": "fwasync.sampling.deployment",
     "AsyncFireworksClient": "fwasync.control.client",
     "AsyncHotLoadManager": "fwasync.weights.hot_load",
+    "AsyncRewardPool": "fwasync.rollout.rewards",
+    "AsyncRolloutScheduler": "fwasync.rollout.scheduler",
     "AsyncSamplingClient": "fwasync.sampling.client",
     "AsyncServiceClient": "fwasync.service",
     "AsyncTrainerJobManager": "fwasync.control.trainer_jobs",
@@ -122,6 +146,9 @@ _HOMES = {
     "ConcurrencyController": "fwasync.sampling.concurrency",
     "DeployConfig": "fwasync.config",
     "DeploymentConfig": "fwasync.config",
+    "DeploymentManager": "fwasync.sync.control",
+    "DeploymentSampler": "fwasync.sync.deployment",
+    "FireworksClient": "fwasync.sync.control",
     "FixedConcurrencyController": "fwasync.sampling.concurrency",
     "FwasyncError": "fwasync.errors",
     "GradAccNormalization": "fwasync.training.normalization",
@@ -129,15 +156,20 @@ _HOMES = {
     "OperationTimeoutError": "fwasync.errors",
     "ReconnectableClient": "fwasync.sync.client",
     "RetryPolicy": "fwasync._http.retry",
+    "Rollout": "fwasync.rollout.trajectory",
+    "RolloutContext": "fwasync.rollout.context",
+    "RolloutSettings": "fwasync.rollout.settings",
     "SampledCompletion": "fwasync.sampling.completions",
     "SamplingClient": "fwasync.sync.sampling",
     "ServiceClient": "fwasync.sync.service",
     "SyncFuture": "fwasync.sync.future",
     "TrainerJobConfig": "fwasync.config",
+    "TrainerJobManager": "fwasync.sync.control",
     "TrainerServiceEndpoint": "fwasync.control.resources",
     "TrainingClient": "fwasync.sync.training",
     "WandBConfig": "fwasync.config",
     "WeightSyncConfig": "fwasync.config",
+    "WeightSyncer": "fwasync.sync.weights",
     "compute_pass_at_k": "fwasync.rollout.pass_at_k",
     "concurrency_controller": "fwasync.sampling.concurrency",
     "flush_timing": "fwasync.tracking.timers",
@@ -145,6 +177,7 @@ _HOMES = {
     "provision": "fwasync.control.provisioning",
     "resolve_checkpoint_path": "fwasync.training.client",
     "resolve_resume": "fwasync.checkpoints.resume",
+    "rollout_datums": "fwasync.rollout.trajectory",
     "save_checkpoint": "fwasync.checkpoints.saving",
     "timer": "fwasync.tracking.timers",
 }

@@ -28,6 +28,13 @@ FwasyncError                          what happened · cause · what to do; neve
 ├─ WeightSyncError                    new weights did not get to the deployment; has `snapshot`, `deployment`
 │  ├─ HotLoadFailedError              the deployment cannot load the snapshot, or says that it failed
 │  └─ HotLoadTimeoutError (TimeoutError)   not loaded by every replica within the time it had
+├─ RolloutError                       a rollout, or the scheduling of rollouts, failed
+│  ├─ RecoverableRolloutError         this rollout is lost and the run goes on; rollouts may raise it
+│  │  ├─ RolloutTimeoutError (TimeoutError)   a rollout had not ended by its deadline
+│  │  ├─ RewardTimeoutError (TimeoutError)    a reward function was killed at its time limit
+│  │  └─ RewardCrashedError           the process of a reward function ended in the middle of a call
+│  ├─ CircuitBreakerTrippedError      so many rollouts failed that going on would waste the run
+│  └─ RolloutStalledError             nothing moved for too long; the text names what is stuck
 └─ OperationError                     an operation was accepted or queued and did not succeed
    ├─ OperationFailedError            the service ran it and it failed; has `category`
    ├─ OperationTimeoutError (TimeoutError)   our deadline; carries the future, which stays good
@@ -54,6 +61,7 @@ __all__ = (
     "AuthenticationError",
     "BadRequestError",
     "CheckpointLedgerError",
+    "CircuitBreakerTrippedError",
     "ClosedError",
     "ConflictError",
     "DatasetError",
@@ -72,8 +80,14 @@ __all__ = (
     "ProvisioningError",
     "ProvisioningTimeoutError",
     "RateLimitError",
+    "RecoverableRolloutError",
     "ResultLostError",
     "RetryBudgetExhaustedError",
+    "RewardCrashedError",
+    "RewardTimeoutError",
+    "RolloutError",
+    "RolloutStalledError",
+    "RolloutTimeoutError",
     "RunDirectoryError",
     "SequenceBrokenError",
     "ServiceError",
@@ -232,6 +246,45 @@ class HotLoadFailedError(WeightSyncError):
 
 class HotLoadTimeoutError(WeightSyncError, TimeoutError):
     """Not every replica was ready with the snapshot within the time it had; it may still get there."""
+
+
+class RolloutError(FwasyncError):
+    """A rollout failed, or rollouts cannot be scheduled any further."""
+
+
+class RecoverableRolloutError(RolloutError):
+    """This rollout is lost, by no fault of the program: it is counted, and the run goes on.
+
+    Rollouts raise it for what happens in their own surroundings: a sandbox that went away, a tool that is down.
+    """
+
+
+class RolloutTimeoutError(RecoverableRolloutError, TimeoutError):
+    """A rollout had not ended by its deadline and was cancelled."""
+
+
+class RewardTimeoutError(RecoverableRolloutError, TimeoutError):
+    """A reward function had not returned within its time and was killed, with every process that it had started."""
+
+
+class RewardCrashedError(RecoverableRolloutError):
+    """The process of a reward function ended in the middle of a call: out of memory, or a crash of native code."""
+
+
+class CircuitBreakerTrippedError(RolloutError):
+    """So many rollouts failed that something they all depend on must be broken."""
+
+
+class RolloutStalledError(RolloutError):
+    """Nothing moved for too long.
+
+    Attributes:
+        tasks: The stacks of all tasks of the event loop at that moment; empty where none were taken.
+    """
+
+    def __init__(self, message: str, *, tasks: str = "") -> None:
+        super().__init__(message)
+        self.tasks = tasks
 
 
 class OperationError(FwasyncError):

@@ -50,11 +50,12 @@ class Runs:
         self.count += 1
         return self.directory / f"run-{self.count}"
 
-    def train(self, log_path: Path, dies: tuple[str, int] | None = None) -> int:
+    def train(self, log_path: Path, dies: tuple[str, int] | None = None, rank: int = 0) -> int:
         config = {
             "log_path": str(log_path),
             "dataset": str(self.data),
             "base_model": "fwasync/qwen3-tiny",
+            "lora_rank": rank,
             "learning_rate": 3e-3,
             "lr_scheduler": {"type": "cosine", "warmup_steps": 2},
             "grad_clip_norm": 1.0,
@@ -79,7 +80,8 @@ class Runs:
         entries = [json.loads(line) for line in (log_path / "checkpoints.jsonl").read_text().splitlines()]
         model_id, _, name = entries[-1]["state_path"].removeprefix("tinker://").partition("/weights/")
         directory = self.service.data_dir / "weights" / model_id.replace(":", "~") / name
-        weights = {file.name: file.read_bytes() for file in directory.iterdir() if file.name != "notes.json"}
+        weights: dict[str, Any] = {file.name: file.read_bytes() for file in directory.glob("*.safetensors")}
+        weights["optimizer step"] = json.loads((directory / "meta.json").read_text())["step"]
         times = ("time_s", "train/step_time_sec", "train/tokens_per_sec")
         steps = [
             {key: value for key, value in json.loads(line).items() if key not in times}
@@ -97,14 +99,17 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(runs: Runs) -> Any:
-    log_path = runs.new()
-    assert runs.train(log_path) == 0
-    weights, steps, end = runs.outcome(log_path)
-    assert end == (STEPS, 2 * len(ROWS))
-    assert [step["step"] for step in steps] == list(range(1, STEPS + 1))
-    assert weights
-    return weights, steps, end
+def undisturbed(runs: Runs) -> dict[int, Any]:
+    """By rank of the adapter; 0 trains all parameters."""
+    found: dict[int, Any] = {}
+    for rank in (0, 4):
+        log_path = runs.new()
+        assert runs.train(log_path, rank=rank) == 0
+        weights, steps, end = found[rank] = runs.outcome(log_path)
+        assert end == (STEPS, 2 * len(ROWS))
+        assert [step["step"] for step in steps] == list(range(1, STEPS + 1))
+        assert weights.keys() > {"weights.safetensors", "first_moment.safetensors", "second_moment.safetensors"}
+    return found
 
 
 CLIENT = st.tuples(st.just("client"), st.sampled_from(("before", "after")), st.integers(1, 24)) | st.tuples(
@@ -118,27 +123,29 @@ SERVICE = (
 DEATHS = st.lists(CLIENT | SERVICE | st.tuples(CLIENT, SERVICE), min_size=1, max_size=3)
 
 
-@given(deaths=DEATHS)
-@example(deaths=[("client", "after", 8), ("service", "load_weights", 1), ("client", "torn", 1)])
-@example(deaths=[(("client", "before", 14), ("service", "save_weights", 2)), ("client", "unsynced", 4)])
-@example(deaths=[("service", "save_weights_for_sampler", 1)])
-@settings(max_examples=9, derandomize=True, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_run_that_is_killed_ends_as_if_it_had_not_been(deaths: list[Any], runs: Runs, undisturbed: Any) -> None:
+@given(deaths=DEATHS, rank=st.sampled_from((0, 4)))
+@example(deaths=[("client", "after", 8), ("service", "load_weights", 1), ("client", "torn", 1)], rank=0)
+@example(deaths=[(("client", "before", 14), ("service", "save_weights", 2)), ("client", "unsynced", 4)], rank=4)
+@example(deaths=[("service", "save_weights_for_sampler", 1)], rank=0)
+@settings(max_examples=8, derandomize=True, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_run_that_is_killed_ends_as_if_it_had_not_been(
+    deaths: list[Any], rank: int, runs: Runs, undisturbed: dict[int, Any]
+) -> None:
     log_path = runs.new()
     for death in deaths:
         parts = [death] if isinstance(death[0], str) else death
         dies = next(((when, number) for who, when, number in parts if who == "client"), None)
         faults = [Fault(Kill(), route, nth=number) for who, route, number in parts if who == "service"]
         runs.service.set_faults(FaultPlan(faults))
-        assert runs.train(log_path, dies) in (0, 1, -signal.SIGKILL)
+        assert runs.train(log_path, dies, rank) in (0, 1, -signal.SIGKILL)
         if faults:
             runs.service.kill()
             runs.service.restart()
-    assert runs.train(log_path) == 0
-    assert runs.outcome(log_path) == undisturbed
+    assert runs.train(log_path, rank=rank) == 0
+    assert runs.outcome(log_path) == undisturbed[rank]
 
 
-def test_the_moments_come(runs: Runs, undisturbed: Any) -> None:
+def test_the_moments_come(runs: Runs) -> None:
     """Otherwise the test above would prove nothing."""
     for when, most in (("before", 24), ("after", 24), ("torn", 4), ("unsynced", 4)):
         assert runs.train(runs.new(), (when, most)) == -signal.SIGKILL, when

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 import re
 import subprocess
 import sys
@@ -21,12 +22,16 @@ import pytest
 from fwasync import (
     AsyncDeploymentManager,
     AsyncFireworksClient,
+    AsyncRolloutScheduler,
     AsyncServiceClient,
     AsyncTrainerJobManager,
     AsyncTrainingClient,
     DeployConfig,
+    Rollout,
+    RolloutSettings,
     SampledCompletion,
     ServiceClient,
+    rollout_datums,
     types,
 )
 from fwasync.data.chat import ChatTokenizer
@@ -114,6 +119,12 @@ async def drive_recipe(example: Callable[..., dict[str, float]]) -> None:
             arguments = (manager, "job", "fwasync/qwen3-tiny", [DATUM], loss, types.AdamParams())
             metrics = await anyio.to_thread.run_sync(example, *arguments)
     assert metrics["mine:sum"] == 1.0
+
+
+async def drive_look_around_blocking(example: Callable[..., tuple[str, list[str]]]) -> None:
+    async with launch() as local:
+        model, names = await anyio.to_thread.run_sync(example, local.base_url, local.api_key)
+    assert (model, names) == ("accounts/fwasync/models/qwen3-tiny", [])
 
 
 async def drive_preference_loss(example: Callable[..., Any]) -> None:
@@ -221,6 +232,33 @@ async def drive_test_resume(example: Callable[..., Awaitable[None]]) -> None:
 
 async def drive_test_gives_up_after_an_hour(example: Callable[[], None]) -> None:
     await anyio.to_thread.run_sync(example)  # it brings an event loop of its own
+
+
+async def drive_use_the_calculator(example: Callable[..., Awaitable[Rollout]]) -> None:
+    async def calculator(text: str) -> str:
+        return "4"
+
+    async with training() as (service, client):
+        name = (await client.get_info()).model_data.tokenizer_id
+        tokenizer = await anyio.to_thread.run_sync(ChatTokenizer.load, name)
+        row = {"question": "2+2?", "truth": "4", "calculator": calculator}
+        limits = RolloutSettings(groups_per_batch=1, group_size=2)
+        sampler = service.create_sampling_client(base_model="fwasync/qwen3-tiny")
+        async with AsyncRolloutScheduler([row], example, limits, sampler=sampler, tokenizer=tokenizer) as scheduler:
+            batch = await anext(scheduler)
+            (group,) = await batch.collect()
+            await scheduler.publish(batch)
+        # The service scores the very tokens that were sampled as the sampler did.
+        for datum, rollout in zip(rollout_datums([group]), group.rollouts, strict=True):
+            (segment,) = rollout.segments
+            scored = (await client.forward([datum], "importance_sampling")).loss_fn_outputs[0]["logprobs"].to_numpy()
+            np.testing.assert_allclose(scored[segment.mask[1:]], segment.logprobs[segment.mask], atol=1e-4)
+            changes = np.flatnonzero(np.diff(segment.mask.astype(int)))
+            assert len(changes) == 3, "given, sampled, given, sampled"
+
+
+async def drive_graded(example: Callable[..., Awaitable[bool]]) -> None:
+    assert await example(operator.eq, "4", "4")
 
 
 async def drive_qwen3(example: Callable[..., Any]) -> None:

@@ -45,7 +45,7 @@ async def deploy(service: AsyncScriptedService, *names: str, base_model: str = T
         manager = AsyncDeploymentManager(fireworks)
         for name in names:
             await manager.create(DeploymentConfig(deployment_id=name, base_model=base_model))
-            await manager.wait_until_ready(name)
+            await manager.wait_for_ready(name)
 
 
 @asynccontextmanager

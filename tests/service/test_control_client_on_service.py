@@ -39,7 +39,7 @@ async def test_the_life_of_a_trainer_job(fireworks: AsyncFireworksClient, contro
     assert await jobs.exists("life")
 
     told: list[Progress] = []
-    endpoint = await jobs.wait_until_ready("life", on_progress=told.append)
+    endpoint = await jobs.wait_for_ready("life", on_progress=told.append)
     assert endpoint.base_url.endswith("/training/v1/rlorTrainerJobs/local/life")
     assert told[0].state == "CREATING"
     assert told[-1].state == "RUNNING"
@@ -59,8 +59,8 @@ async def test_the_life_of_a_trainer_job(fireworks: AsyncFireworksClient, contro
 
     control.post("/v1/accounts/local/rlorTrainerJobs/life:cancel")
     with pytest.raises(errors.TrainerJobFailedError, match="CANCELLED"):
-        await jobs.wait_until_ready("life")
-    assert await jobs.reconnect("life") == endpoint
+        await jobs.wait_for_ready("life")
+    assert await jobs.reconnect_and_wait("life") == endpoint
 
     await jobs.delete("life")
     await jobs.delete("life")
@@ -70,7 +70,7 @@ async def test_the_life_of_a_trainer_job(fireworks: AsyncFireworksClient, contro
     assert (model.name, model.state) == ("accounts/local/models/promoted-model", "READY")
     assert model.name in [entry.name async for entry in fireworks.list_models()]
     with pytest.raises(errors.TrainerJobFailedError, match="gone for good"):
-        await jobs.reconnect("life")
+        await jobs.reconnect_and_wait("life")
 
 
 async def test_the_life_of_a_deployment(fireworks: AsyncFireworksClient) -> None:
@@ -78,7 +78,7 @@ async def test_the_life_of_a_deployment(fireworks: AsyncFireworksClient) -> None
     config = DeploymentConfig(deployment_id="served", base_model=BASE, min_replica_count=1, accelerator_type=None)
     assert (await deployments.create(config)).created
     assert not (await deployments.create(config)).created
-    info = await deployments.wait_until_ready("served")
+    info = await deployments.wait_for_ready("served")
     assert (info.state, info.base_model, info.inference_model) == ("READY", BASE, "accounts/local/deployments/served")
     assert (await deployments.update("served", min_replica_count=2, max_replica_count=2)).replica_count == 2
     assert [entry.deployment_id async for entry in deployments.list()] == ["served"]
@@ -88,11 +88,11 @@ async def test_the_life_of_a_deployment(fireworks: AsyncFireworksClient) -> None
 
 
 async def test_shapes_and_models(fireworks: AsyncFireworksClient) -> None:
-    shape = await fireworks.resolve_training_shape(SHAPE)
+    shape = await fireworks.resolve_training_profile(SHAPE)
     assert shape.training_shape_version == f"{SHAPE}/versions/v1"
     assert (shape.base_model, shape.trainer_mode) == (BASE, "POLICY_TRAINER")
-    assert (await fireworks.resolve_training_shape(f"{SHAPE}-lora")).supports_lora
-    deployment = await fireworks.resolve_deployment_shape(shape.deployment_shape)
+    assert (await fireworks.resolve_training_profile(f"{SHAPE}-lora")).supports_lora
+    deployment = await fireworks.resolve_deployment_profile(shape.deployment_shape)
     assert deployment.deployment_shape_version == shape.deployment_shape_version
     assert (await fireworks.get_model(BASE)).supports_lora
     assert BASE in [model.name async for model in fireworks.list_models(account="fwasync", page_size=1)]
@@ -103,12 +103,12 @@ async def test_refusals_say_what_to_do(fireworks: AsyncFireworksClient, control:
     with pytest.raises(errors.NotFoundError, match=r"trainer job nobody.*check the id"):
         await jobs.get("nobody")
     with pytest.raises(errors.NotFoundError, match="nobody"):
-        await deployments.wait_until_ready("nobody")
+        await deployments.wait_for_ready("nobody")
     with pytest.raises(errors.NotFoundError, match="no-such-shape"):
-        await fireworks.resolve_training_shape("accounts/fwasync/trainingShapes/no-such-shape")
+        await fireworks.resolve_training_profile("accounts/fwasync/trainingShapes/no-such-shape")
     await jobs.create(TrainerJobConfig(base_model="accounts/fwasync/models/unknown", requested_job_id="doomed"))
     with pytest.raises(errors.TrainerJobFailedError, match="unknown"):
-        await jobs.wait_until_ready("doomed")
+        await jobs.wait_for_ready("doomed")
     async with AsyncFireworksClient(str(control.http.base_url), "wrong-key") as stranger:
         with pytest.raises(errors.AuthenticationError) as caught:
             await stranger.account_id()

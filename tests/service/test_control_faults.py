@@ -106,7 +106,7 @@ async def test_a_job_that_is_pre_empted_is_resumed_and_goes_on_from_its_checkpoi
 ) -> None:
     job_id = f"taken-{state.rpartition('_')[2].lower()}"
     await plane.jobs.create(job(job_id))
-    endpoint = await plane.jobs.wait_until_ready(job_id)
+    endpoint = await plane.jobs.wait_for_ready(job_id)
     async with trainer(service, endpoint.base_url) as model:
         await train(model, 0, 6)
         calm = await saved_weights(service, model, "calm")
@@ -122,8 +122,8 @@ async def test_a_job_that_is_pre_empted_is_resumed_and_goes_on_from_its_checkpoi
     assert (event.action, event.route, event.resource, event.seq_id) == ("preempt", "optim_step", job_id, 11)
 
     with pytest.raises(errors.TrainerJobFailedError, match=r"the machines are gone.*resume it"):
-        await plane.jobs.wait_until_ready(job_id)
-    endpoint = await plane.jobs.reconnect(job_id)
+        await plane.jobs.wait_for_ready(job_id)
+    endpoint = await plane.jobs.reconnect_and_wait(job_id)
     async with trainer(service, endpoint.base_url) as model:
         await model.load_state_with_optimizer(saved)
         await train(model, 3, 6)
@@ -133,22 +133,22 @@ async def test_a_job_that_is_pre_empted_is_resumed_and_goes_on_from_its_checkpoi
 
 async def test_a_job_can_be_pre_empted_while_it_is_waited_for(service: AsyncScriptedService, plane: Plane) -> None:
     await plane.jobs.create(job("watched"))
-    await plane.jobs.wait_until_ready("watched")
+    await plane.jobs.wait_for_ready("watched")
     await service.set_faults(FaultPlan([Fault(Preempt(), "get_trainer_job", nth=1)]))
     with pytest.raises(errors.TrainerJobFailedError, match="pre-empted by a scripted fault"):
         await plane.jobs.wait_for_existing("watched")
     await service.set_faults(FaultPlan([Fault(Preempt(), "get_trainer_job", nth=1)]))
-    assert (await plane.jobs.reconnect("watched")).job_id == "watched"
+    assert (await plane.jobs.reconnect_and_wait("watched")).job_id == "watched"
 
 
 async def test_a_job_that_waits_for_machines_is_waited_for(service: AsyncScriptedService, plane: Plane) -> None:
     await service.set_faults(FaultPlan([Fault(StuckProvisioning(), "create_trainer_job", nth=1)]))
     await plane.jobs.create(job("queued"))
     with pytest.raises(errors.ProvisioningTimeoutError, match=r"PENDING.*waiting for machines"):
-        await plane.jobs.wait_until_ready("queued", timeout=60, pending_timeout=0.1)
+        await plane.jobs.wait_for_ready("queued", timeout_s=60, pending_timeout_s=0.1)
     states: list[str] = []
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(lambda: plane.jobs.wait_until_ready("queued", on_progress=lambda at: states.append(at.state)))
+        tasks.start_soon(lambda: plane.jobs.wait_for_ready("queued", on_progress=lambda at: states.append(at.state)))
         while not states:
             await anyio.sleep(0.01)
         assert await service.release(resource="queued") == 1
@@ -164,10 +164,10 @@ async def test_a_job_that_does_not_come_up_is_told_and_can_be_resumed(
     await service.set_faults(FaultPlan(plan))
     await plane.jobs.create(job("unlucky"))
     with pytest.raises(errors.TrainerJobFailedError, match="FAILED: no quota"):
-        await plane.jobs.wait_until_ready("unlucky")
+        await plane.jobs.wait_for_ready("unlucky")
     await service.set_faults(FaultPlan())
     assert (await plane.jobs.get("unlucky")).state == "FAILED"  # a new plan raises no dead
-    assert (await plane.jobs.reconnect("unlucky")).job_id == "unlucky"
+    assert (await plane.jobs.reconnect_and_wait("unlucky")).job_id == "unlucky"
 
 
 async def test_a_lost_answer_creates_one_job(service: AsyncScriptedService, plane: Plane) -> None:
@@ -188,7 +188,7 @@ async def test_a_deployment_that_is_stuck_answers_425_until_it_is_released(
     await service.set_faults(FaultPlan([Fault(StuckProvisioning(), "create_deployment", nth=1)]))
     await plane.deployments.create(DeploymentConfig(deployment_id="stuck", base_model=TINY))
     with pytest.raises(errors.ProvisioningTimeoutError, match="CREATING"):
-        await plane.deployments.wait_until_ready("stuck", timeout=0.1)
+        await plane.deployments.wait_for_ready("stuck", timeout_s=0.1)
     async with sampler_of(service, "stuck") as sampler, anyio.create_task_group() as tasks:
         tasks.start_soon(sampler.sample_with_prompt_tokens, PROMPT)
         while not (seen := sampler.drain_metrics()):
@@ -203,10 +203,10 @@ async def test_a_deployment_that_does_not_come_up_is_told(service: AsyncScripted
     config = DeploymentConfig(deployment_id="failed", base_model=TINY)
     await plane.deployments.create(config)
     with pytest.raises(errors.DeploymentFailedError, match=r"FAILED.*out of capacity"):
-        await plane.deployments.wait_until_ready("failed")
+        await plane.deployments.wait_for_ready("failed")
     await plane.deployments.delete("failed")
     await plane.deployments.create(config)
-    await plane.deployments.wait_until_ready("failed")
+    await plane.deployments.wait_for_ready("failed")
 
 
 # -- hot-loads -------------------------------------------------------------------------------------
@@ -218,7 +218,7 @@ async def synced(
 ) -> AsyncIterator[tuple[AsyncWeightSyncer, AsyncTrainingClient]]:
     """A trainer and three replicas that have its first snapshot, so that the next would be a delta."""
     created = await plane.jobs.create(job(name))
-    endpoint = await plane.jobs.wait_until_ready(name)
+    endpoint = await plane.jobs.wait_for_ready(name)
     await plane.deployments.create(
         DeploymentConfig(
             deployment_id=name,
@@ -231,7 +231,7 @@ async def synced(
     async with trainer(service, endpoint.base_url) as model:
         hot_loads = AsyncHotLoadManager(plane.fireworks)
         syncer = AsyncWeightSyncer(model, hot_loads, name, base_model=TINY, warmup_after_hotload=False, **options)
-        await syncer.wait_ready(poll_interval=0.05)
+        await syncer.wait_for_hotload_ready(poll_interval_s=0.05)
         await syncer.save_and_hotload("first")
         await train(model, 0, 1)
         yield syncer, model

@@ -8,11 +8,20 @@ from typing import Any
 
 import pytest
 
-from fwasync import AsyncFireworksClient, AsyncServiceClient, AsyncTrainerJobManager, DeployConfig, InfraConfig, types
+from fwasync import (
+    AsyncFireworksClient,
+    AsyncServiceClient,
+    AsyncTrainerJobManager,
+    DeployConfig,
+    InfraConfig,
+    TrainerJobConfig,
+    types,
+)
 from fwasync.checkpoints.ledger import CheckpointLedger
 from fwasync.errors import OperationFailedError, RunDirectoryError, UsageError
 from fwasync.local import launch
 from fwasync.recipes import sft
+from fwasync.recipes.stopping import StopRequest
 from fwasync.recipes.trainers import Where
 from fwasync.tracking.run import open_run
 
@@ -67,6 +76,13 @@ async def test_a_run_goes_on_with_more_passes_and_refuses_other_rows(tmp_path: P
         first = await sft.train(settings(tmp_path), where=where)
         again = await sft.train(settings(tmp_path), where=where)
         assert (again.steps, again.checkpoint) == (4, first.checkpoint)
+        stopped = settings(tmp_path, log_path=tmp_path / "stopped", pipeline_depth=1)
+        stop = StopRequest()
+        half = await sft.train(stopped, where=where, stop=stop, on_step=lambda step, metrics: stop.request())
+        assert half.stopped == "asked to stop"
+        ended = await sft.train(stopped.model_copy(update={"max_steps": half.steps}), where=where)
+        assert (ended.steps, half.checkpoint.sampler_path) == (half.steps, None)
+        assert ended.checkpoint.sampler_path is not None
         assert (await sft.train(settings(tmp_path, epochs=3), where=where)).steps == whole.steps == 6
         assert losses(tmp_path / "run") == losses(tmp_path / "whole")
         write_rows(data, 3)
@@ -113,8 +129,9 @@ async def test_a_checkpoint_that_is_gone_is_told(tmp_path: Path, data: Path) -> 
 
 async def test_a_run_on_trainer_jobs_goes_on_in_another_one_and_is_promoted(tmp_path: Path, data: Path) -> None:
     runner = {"status_file": tmp_path / "status.json", "output_model_path": tmp_path / "model.json"}
-    jobs = {"base_model": BASE, "infra": {"training_shape_id": SHAPE}, "runner": runner}
+    jobs: dict[str, Any] = {"base_model": BASE, "infra": {"training_shape_id": SHAPE}, "runner": runner}
     async with launch() as local:
+        jobs["tokenizer_model"] = str(local.data_dir / "tokenizer")
         where = Where(local.base_url, local.api_key)
         whole = await sft.train(settings(tmp_path, log_path=tmp_path / "whole", epochs=3), where=where)
         first = await sft.train(settings(tmp_path, **jobs), where=where)
@@ -139,13 +156,37 @@ async def test_a_run_on_trainer_jobs_goes_on_in_another_one_and_is_promoted(tmp_
     assert whole.steps == 6
 
 
+async def test_a_trainer_job_that_a_killed_process_left_is_told(tmp_path: Path, data: Path) -> None:
+    config = settings(tmp_path, base_model=BASE, infra={"training_shape_id": SHAPE})
+    said: list[str] = []
+    async with launch() as local, AsyncFireworksClient(local.base_url, local.api_key) as fireworks:
+        where, jobs = Where(local.base_url, local.api_key), AsyncTrainerJobManager(fireworks)
+        await jobs.create(TrainerJobConfig(base_model=BASE, training_shape_ref=SHAPE, requested_job_id="left"))
+        endpoint = await jobs.wait_for_ready("left")
+        async with AsyncServiceClient(endpoint.base_url, local.api_key) as service:
+            async with service.create_training_client(BASE, 0) as client:
+                await client.save_state("step-1")
+        for _ in range(2):
+            async with where.open(config, start="cross_job://left/step-1", tell=said.append) as trainers:
+                assert trainers.job_id != "left"
+            await jobs.delete("left")
+    told = (
+        "trainer job left, which saved cross_job://left/step-1, is still running: delete it, unless another run uses it"
+    )
+    assert [text for text in said if "left" in text] == [told]
+
+
 async def test_a_failed_run_leaves_no_trainer_and_says_so(tmp_path: Path, data: Path) -> None:
     runner = {"status_file": tmp_path / "status.json"}
     infra = {"training_shape_id": SHAPE}
     config = settings(tmp_path, base_model=BASE, infra=infra, runner=runner, init_from_checkpoint="nobody:step-1")
     async with launch() as local:
+        where = Where(local.base_url, local.api_key)
+        with pytest.raises(UsageError, match="tokenizer_model is empty"):
+            await sft.train(config, where=where)
+        config = config.model_copy(update={"tokenizer_model": str(local.data_dir / "tokenizer")})
         with pytest.raises(OperationFailedError, match="trainer job 'nobody' has saved no checkpoint 'step-1'"):
-            await sft.train(config, where=Where(local.base_url, local.api_key))
+            await sft.train(config, where=where)
         async with AsyncFireworksClient(local.base_url, local.api_key) as fireworks:
             assert [job async for job in AsyncTrainerJobManager(fireworks).list()] == []
     status = json.loads((tmp_path / "status.json").read_text())

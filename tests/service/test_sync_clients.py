@@ -125,6 +125,21 @@ def test_the_manager_is_asked_for_the_endpoint(local: ScriptedService, kind: str
     assert (thread is threading.current_thread()) == (kind == "blocking")
 
 
+def test_the_default_time_out_of_the_cookbook_client_is_that_of_its_verbs(local: ScriptedService) -> None:
+    local.set_faults(FaultPlan([Fault(SlowFuture(), route) for route in ("forward", "forward_backward", "optim_step")]))
+    with reconnectable(local, default_timeout=0.05) as client:
+        assert client.save_state("quick").path  # which has its own
+        for verb in (
+            lambda: client.forward(BATCH, "cross_entropy"),
+            lambda: client.forward_backward(BATCH),
+            lambda: client.forward_backward_custom(BATCH, cross_entropy),
+            lambda: client.optim_step(ADAM),
+        ):
+            with pytest.raises(errors.OperationTimeoutError):
+                verb()
+        local.set_faults(FaultPlan())  # which lets them go
+
+
 def test_the_key_comes_from_the_environment(local: ScriptedService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FWASYNC_API_KEY", raising=False)
     monkeypatch.setenv("FIREWORKS_API_KEY", local.api_key)
@@ -284,7 +299,7 @@ def press_ctrl_c_once_it_waits():
         while True:
             frame = sys._current_frames()[threading.main_thread().ident]
             while frame is not None:
-                if frame.f_code.co_name == "result" and "concurrent" in frame.f_code.co_filename:
+                if frame.f_code.co_qualname == "Latch.wait":
                     return os.kill(os.getpid(), signal.SIGINT)
                 frame = frame.f_back
             time.sleep(0.001)

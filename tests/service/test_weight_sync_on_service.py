@@ -44,7 +44,7 @@ async def test_a_trainer_is_followed_by_deltas_and_recovers_from_a_foreign_load(
     ):
         manager = AsyncHotLoadManager(fireworks)
         syncer = AsyncWeightSyncer(client, manager, "synced", base_model=BASE, on_progress=told.append)
-        assert len(await syncer.wait_ready()) == 2
+        assert len(await syncer.wait_for_hotload_ready()) == 2
         names = [await syncer.save_and_hotload("step")]
         for _ in range(2):
             await client.forward_backward([datum()])

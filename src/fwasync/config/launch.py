@@ -84,11 +84,11 @@ class TrainerJobs(Protocol[E]):
         """Create a job; one that has the id already is not an error."""
         ...
 
-    async def wait_until_ready(self, job_id: str, *, timeout: float, on_progress: OnProgress | None = None) -> E:
+    async def wait_for_ready(self, job_id: str, *, timeout_s: float, on_progress: OnProgress | None = None) -> E:
         """Wait for a new job."""
         ...
 
-    async def reconnect(self, job_id: str, *, timeout: float, on_progress: OnProgress | None = None) -> E:
+    async def reconnect_and_wait(self, job_id: str, *, timeout_s: float, on_progress: OnProgress | None = None) -> E:
         """Wait for a job that existed before; resume it if need be."""
         ...
 
@@ -108,7 +108,7 @@ class Deployments(Protocol[E]):
         """Create a deployment; one that has the id already is not an error."""
         ...
 
-    async def wait_until_ready(self, deployment_id: str, *, timeout: float, on_progress: OnProgress | None = None) -> E:
+    async def wait_for_ready(self, deployment_id: str, *, timeout_s: float, on_progress: OnProgress | None = None) -> E:
         """Wait until it serves."""
         ...
 
@@ -129,12 +129,12 @@ async def launch_trainer(
     """A trainer for the time of the block; see `InfraConfig.launch`."""
     job_id = config.requested_job_id
     if job_id is not None and await jobs.exists(job_id):
-        yield await jobs.reconnect(job_id, timeout=timeout, on_progress=on_progress)
+        yield await jobs.reconnect_and_wait(job_id, timeout_s=timeout, on_progress=on_progress)
         return
     job_id = job_id or new_job_id()
     named = config.model_copy(update={"requested_job_id": job_id})
     async with removed_after(lambda: jobs.create(named), lambda: jobs.delete(job_id), what=f"trainer job {job_id}"):
-        yield await jobs.wait_until_ready(job_id, timeout=timeout, on_progress=on_progress)
+        yield await jobs.wait_for_ready(job_id, timeout_s=timeout, on_progress=on_progress)
 
 
 @asynccontextmanager
@@ -150,14 +150,14 @@ async def launch_deployment(
                 f"deployment {deployment_id} exists and serves {existing}, not {config.base_model}; "
                 "choose another deployment_id, or delete it first"
             )
-        yield await deployments.wait_until_ready(deployment_id, timeout=timeout, on_progress=on_progress)
+        yield await deployments.wait_for_ready(deployment_id, timeout_s=timeout, on_progress=on_progress)
         return
     async with removed_after(
         lambda: deployments.create(config),
         lambda: deployments.delete(deployment_id),
         what=f"deployment {deployment_id}",
     ):
-        yield await deployments.wait_until_ready(deployment_id, timeout=timeout, on_progress=on_progress)
+        yield await deployments.wait_for_ready(deployment_id, timeout_s=timeout, on_progress=on_progress)
 
 
 @asynccontextmanager

@@ -16,7 +16,7 @@ from fwasync.control.names import check_id, path_of
 from fwasync.control.plane import Plane
 from fwasync.control.promotion import promote
 from fwasync.control.resources import CheckpointInfo, DeploymentShapeProfile, ModelInfo, TrainingShapeProfile
-from fwasync.control.shapes import resolve_deployment_shape, resolve_training_shape
+from fwasync.control.shapes import resolve_deployment_profile, resolve_training_profile
 from fwasync.errors import UsageError
 
 __all__ = ("AsyncFireworksClient",)
@@ -59,6 +59,7 @@ class AsyncFireworksClient:
     ) -> None:
         url = find_url(base_url, os.environ, "FIREWORKS_BASE_URL") or _FIREWORKS
         key = find_key(url, api_key, os.environ)
+        self._key = key
         self.plane = Plane(Http(url, key, retry=retry, transport=transport, prefix="", bearer=True))
 
     def __repr__(self) -> str:
@@ -68,6 +69,10 @@ class AsyncFireworksClient:
     def base_url(self) -> str:
         """The service's URL."""
         return self.plane.http.base_url
+
+    def copy(self) -> AsyncFireworksClient:
+        """Another client of the same service with the same key, not open yet: for another event loop."""
+        return AsyncFireworksClient(self.base_url, self._key, retry=self.plane.http.retry)
 
     async def __aenter__(self) -> Self:
         self.plane.is_open = True
@@ -101,17 +106,17 @@ class AsyncFireworksClient:
         ):
             yield ModelInfo.read(model)
 
-    async def resolve_training_shape(self, name: str) -> TrainingShapeProfile:
+    async def resolve_training_profile(self, name: str) -> TrainingShapeProfile:
         """What a training shape fixes: of its latest validated version, or of the version that is named.
 
         Args:
             name: `accounts/{account}/trainingShapes/{shape}`, possibly with `/versions/{version}`.
         """
-        return await resolve_training_shape(self.plane, name)
+        return await resolve_training_profile(self.plane, name)
 
-    async def resolve_deployment_shape(self, name: str) -> DeploymentShapeProfile:
-        """What a deployment shape fixes; as for `resolve_training_shape`."""
-        return await resolve_deployment_shape(self.plane, name)
+    async def resolve_deployment_profile(self, name: str) -> DeploymentShapeProfile:
+        """What a deployment shape fixes; as for `resolve_training_profile`."""
+        return await resolve_deployment_profile(self.plane, name)
 
     async def list_checkpoints(self, job_id: str, *, page_size: int = 200) -> AsyncGenerator[CheckpointInfo]:
         """Checkpoints and snapshots of a trainer job, oldest first; also of one that was deleted a while ago."""

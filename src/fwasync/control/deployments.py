@@ -41,6 +41,11 @@ class AsyncDeploymentManager:
     def __init__(self, client: AsyncFireworksClient) -> None:
         self._plane = client.plane
 
+    @property
+    def inference_url(self) -> str:
+        """The origin of completions, for an `AsyncDeploymentSampler`."""
+        return self._plane.http.base_url
+
     async def create(self, config: DeploymentConfig) -> CreatedDeployment:
         """Ask for a deployment, once, however often the request has to be repeated.
 
@@ -57,6 +62,10 @@ class AsyncDeploymentManager:
         else:
             name = read(what, body, Deployment).name or f"{path.removeprefix('v1/')}/{config.deployment_id}"
         return CreatedDeployment(name, config.deployment_id, created)
+
+    async def create_or_get(self, config: DeploymentConfig) -> DeploymentInfo:
+        """`create`, and say how the deployment of that id is now, whether it existed before or not."""
+        return await self.get((await self.create(config)).deployment_id)
 
     async def get(self, deployment_id: str) -> DeploymentInfo:
         """The deployment as it is now."""
@@ -122,6 +131,10 @@ class AsyncDeploymentManager:
         body = await self._plane.call(what, "PATCH", path, [("updateMask", mask)], change)
         return DeploymentInfo.read(read(what, body, Deployment))
 
+    async def scale_to_zero(self, deployment_id: str) -> DeploymentInfo:
+        """Let it have no replicas, and never any, until `update` says otherwise. It costs nothing, and stays."""
+        return await self.update(deployment_id, min_replica_count=0, max_replica_count=0)
+
     async def delete(self, deployment_id: str) -> None:
         """Delete a deployment for good; one that is gone is not an error."""
         path = await self._path(deployment_id)
@@ -131,14 +144,20 @@ class AsyncDeploymentManager:
         except NotFoundError:
             return
 
-    async def wait_until_ready(
-        self, deployment_id: str, *, timeout: float = _READY_S, on_progress: OnProgress | None = None
+    async def wait_for_ready(
+        self,
+        deployment_id: str,
+        *,
+        timeout_s: float = _READY_S,
+        poll_interval_s: float = _LONGEST_PAUSE_S,
+        on_progress: OnProgress | None = None,
     ) -> DeploymentInfo:
         """Wait until the deployment serves.
 
         Args:
             deployment_id: The deployment.
-            timeout: Seconds it may take.
+            timeout_s: Seconds it may take.
+            poll_interval_s: The longest pause between looks.
             on_progress: Called each time that it was looked at.
 
         Returns:
@@ -164,9 +183,9 @@ class AsyncDeploymentManager:
             look,
             resource=f"deployment {deployment_id}",
             failed=DeploymentFailedError,
-            timeout=timeout,
-            pending_timeout=timeout,
-            cap_s=_LONGEST_PAUSE_S,
+            timeout=timeout_s,
+            pending_timeout=timeout_s,
+            cap_s=poll_interval_s,
             on_progress=on_progress,
         )
 

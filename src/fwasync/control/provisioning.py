@@ -126,8 +126,8 @@ async def _attached(
     async with launch as info:
         if info.hot_load_trainer_job != job_name:
             await deployments.update(info.deployment_id, hot_load_trainer_job=job_name)
-            info = await deployments.wait_until_ready(
-                info.deployment_id, timeout=config.deployment_timeout_s, on_progress=on_progress
+            info = await deployments.wait_for_ready(
+                info.deployment_id, timeout_s=config.deployment_timeout_s, on_progress=on_progress
             )
         yield info
 

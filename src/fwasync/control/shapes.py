@@ -13,12 +13,12 @@ from fwasync.control.plane import Plane
 from fwasync.control.resources import DeploymentShapeProfile, TrainingShapeProfile
 from fwasync.errors import NotFoundError, UsageError
 
-__all__ = ("resolve_deployment_shape", "resolve_training_shape")
+__all__ = ("resolve_deployment_profile", "resolve_training_profile")
 
 _LATEST = [("filter", "latest_validated=true"), ("pageSize", "1")]
 
 
-async def resolve_training_shape(plane: Plane, name: str) -> TrainingShapeProfile:
+async def resolve_training_profile(plane: Plane, name: str) -> TrainingShapeProfile:
     """The latest validated version of a training shape, or the version that is named."""
     what, path, versioned = _asked(name, "trainingShapes")
     if versioned:
@@ -29,7 +29,7 @@ async def resolve_training_shape(plane: Plane, name: str) -> TrainingShapeProfil
     return TrainingShapeProfile.read(rows[0])
 
 
-async def resolve_deployment_shape(plane: Plane, name: str) -> DeploymentShapeProfile:
+async def resolve_deployment_profile(plane: Plane, name: str) -> DeploymentShapeProfile:
     """The latest validated version of a deployment shape, or the version that is named."""
     what, path, versioned = _asked(name, "deploymentShapes")
     if versioned:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import TypedDict, Unpack
 
 import anyio
 
@@ -19,15 +21,38 @@ from fwasync.control.states import RESUMABLE, Verdict, judge_job
 from fwasync.control.waiting import Look, wait_for
 from fwasync.errors import BadRequestError, ConflictError, NotFoundError, ServiceError, TrainerJobFailedError
 
-__all__ = ("AsyncTrainerJobManager",)
+__all__ = ("AsyncTrainerJobManager", "WaitLimits", "WaitOptions")
 
 _KIND = "rlorTrainerJobs"
-_READY_S = 3600.0
-_PENDING_S = 172_800.0
-_LONGEST_PAUSE_S = 5.0
 _HEALTH_S = 5.0
 _SETTLE_S = 30.0
 _RESUMABLE_WITHIN_S = 120.0
+
+
+class WaitOptions(TypedDict, total=False):
+    """The keyword arguments of waits for a trainer job; `WaitLimits` tells their meanings and defaults."""
+
+    poll_interval_s: float
+    timeout_s: float
+    pending_timeout_s: float
+    on_progress: OnProgress | None
+
+
+@dataclass(frozen=True, slots=True)
+class WaitLimits:
+    """How long a wait for a trainer job may take; each is a keyword argument of the manager's waits.
+
+    Attributes:
+        poll_interval_s: The longest pause between looks.
+        timeout_s: Seconds it may take, not counting those in which it waits for machines.
+        pending_timeout_s: Seconds it may wait for machines.
+        on_progress: Called each time that the job was looked at.
+    """
+
+    poll_interval_s: float = 5.0
+    timeout_s: float = 3600.0
+    pending_timeout_s: float = 172_800.0
+    on_progress: OnProgress | None = None
 
 
 class AsyncTrainerJobManager:
@@ -37,7 +62,7 @@ class AsyncTrainerJobManager:
     async with AsyncFireworksClient() as fireworks:
         jobs = AsyncTrainerJobManager(fireworks)
         created = await jobs.create(TrainerJobConfig(base_model=model, training_shape_ref=shape))
-        endpoint = await jobs.wait_until_ready(created.job_id)
+        endpoint = await jobs.wait_for_ready(created.job_id)
     ```
 
     Every method raises `ServiceError` (`NotFoundError`, `AuthenticationError` …) for a refusal and `TransportError` if
@@ -48,6 +73,7 @@ class AsyncTrainerJobManager:
     """
 
     def __init__(self, client: AsyncFireworksClient) -> None:
+        self.client = client
         self._plane = client.plane
 
     async def create(self, config: TrainerJobConfig) -> CreatedTrainerJob:
@@ -118,26 +144,28 @@ class AsyncTrainerJobManager:
             return
 
     async def resume(self, job_id: str) -> TrainerJobInfo:
-        """Start a job again that failed, was paused, cancelled or completed. `reconnect` also waits for it."""
+        """Start a job again that failed, was paused, cancelled or completed. `resume_and_wait` also waits for it."""
         what = f"resuming trainer job {job_id}"
         body = await self._plane.call(what, "POST", f"{await self._path(job_id)}:resume")
         return TrainerJobInfo.read(read(what, body, TrainerJob))
 
-    async def wait_until_ready(
-        self,
-        job_id: str,
-        *,
-        timeout: float = _READY_S,
-        pending_timeout: float = _PENDING_S,
-        on_progress: OnProgress | None = None,
+    async def create_and_wait(self, config: TrainerJobConfig, **options: Unpack[WaitOptions]) -> TrainerServiceEndpoint:
+        """`create`, then `wait_for_ready`, whose arguments, errors and cancellation are its own.
+
+        Whatever happens, the job stays: `delete` it, or use `InfraConfig.launch`, which does.
+        """
+        created = await self.create(config)
+        return await self.wait_for_ready(created.job_id, **options)
+
+    async def wait_for_ready(
+        self, job_id: str, job_name: str | None = None, **options: Unpack[WaitOptions]
     ) -> TrainerServiceEndpoint:
         """Wait until the trainer answers.
 
         Args:
             job_id: The job.
-            timeout: Seconds it may take, not counting those in which it waits for machines.
-            pending_timeout: Seconds it may wait for machines.
-            on_progress: Called each time that the job was looked at.
+            job_name: What progress and errors call it.
+            **options: See `WaitLimits`.
 
         Raises:
             TrainerJobFailedError: It is in a state that it does not leave by itself.
@@ -145,38 +173,46 @@ class AsyncTrainerJobManager:
 
         **Cancellation:** at once; the job is untouched.
         """
-        return await self._wait(job_id, timeout, pending_timeout, on_progress, resuming=False)
+        return await self._wait(job_id, WaitLimits(**options), resource=job_name)
 
-    async def wait_for_existing(
-        self, job_id: str, *, timeout: float = _READY_S, on_progress: OnProgress | None = None
-    ) -> TrainerServiceEndpoint:
-        """As `wait_until_ready`, for a job of another run; it is not resumed."""
-        return await self._wait(job_id, timeout, _PENDING_S, on_progress, resuming=False)
+    async def wait_for_existing(self, job_id: str, **options: Unpack[WaitOptions]) -> TrainerServiceEndpoint:
+        """As `wait_for_ready`, for a job of another run; it is not resumed."""
+        return await self._wait(job_id, WaitLimits(**options))
 
-    async def reconnect(
-        self,
-        job_id: str,
-        *,
-        timeout: float = _READY_S,
-        pending_timeout: float = _PENDING_S,
-        on_progress: OnProgress | None = None,
+    async def resume_and_wait(self, job_id: str, **options: Unpack[WaitOptions]) -> TrainerServiceEndpoint:
+        """`resume`, then wait as `wait_for_ready` does."""
+        await self.resume(job_id)
+        return await self._wait(job_id, WaitLimits(**options), settles_s=_SETTLE_S)
+
+    async def reconnect_and_wait(
+        self, job_id: str, *, max_wait_for_resumable_s: float = _RESUMABLE_WITHIN_S, **options: Unpack[WaitOptions]
     ) -> TrainerServiceEndpoint:
         """Wait until a job answers again, after a pre-emption for example; it is resumed, once, if it stopped.
 
         What the trainer held in memory is gone: load its last checkpoint.
 
-        Arguments, errors and cancellation are those of `wait_until_ready`.
+        Args:
+            job_id: The job.
+            max_wait_for_resumable_s: Seconds that a job on its way down has to become one that can be resumed.
+            **options: See `WaitLimits`.
+
+        Errors and cancellation are those of `wait_for_ready`.
         """
-        return await self._wait(job_id, timeout, pending_timeout, on_progress, resuming=True)
+        return await self._wait(job_id, WaitLimits(**options), settles_s=max_wait_for_resumable_s, may_resume=True)
 
     async def _wait(
-        self, job_id: str, timeout: float, pending_timeout: float, on_progress: OnProgress | None, *, resuming: bool
+        self,
+        job_id: str,
+        limits: WaitLimits,
+        *,
+        resource: str | None = None,
+        settles_s: float = 0.0,
+        may_resume: bool = False,
     ) -> TrainerServiceEndpoint:
         check_id("job_id", job_id)
         account = await self._plane.account()
         # A job on its way down is not resumable yet; one that was resumed may not show it yet.
-        settles_at = anyio.current_time() + (_RESUMABLE_WITHIN_S if resuming else 0.0)
-        may_resume = resuming
+        settles_at = anyio.current_time() + settles_s
 
         async def look() -> Look[TrainerServiceEndpoint]:
             nonlocal settles_at, may_resume
@@ -200,12 +236,12 @@ class AsyncTrainerJobManager:
 
         return await wait_for(
             look,
-            resource=f"trainer job {job_id}",
+            resource=resource or f"trainer job {job_id}",
             failed=TrainerJobFailedError,
-            timeout=timeout,
-            pending_timeout=pending_timeout,
-            cap_s=_LONGEST_PAUSE_S,
-            on_progress=on_progress,
+            timeout=limits.timeout_s,
+            pending_timeout=limits.pending_timeout_s,
+            cap_s=limits.poll_interval_s,
+            on_progress=limits.on_progress,
         )
 
     async def _resumed(self, job_id: str) -> str:

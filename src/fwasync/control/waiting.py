@@ -17,7 +17,7 @@ import anyio
 
 from fwasync.config.launch import OnProgress, Progress
 from fwasync.control.states import Verdict
-from fwasync.errors import ProvisioningError, ProvisioningTimeoutError
+from fwasync.errors import ProvisioningError, ProvisioningTimeoutError, UsageError
 
 __all__ = ("Clock", "Look", "poll_delay", "wait_for")
 
@@ -101,10 +101,13 @@ async def wait_for(
         on_progress: Called after each look.
 
     Raises:
+        UsageError: There would be no pause.
         ProvisioningTimeoutError: Time is up.
 
     **Cancellation:** nothing remains; the resource is untouched.
     """
+    if not cap_s > 0:
+        raise UsageError(f"poll_interval_s is {cap_s}; it must be above 0 seconds")
     started = anyio.current_time()
     clock = Clock.start(started, timeout=timeout)
     looks, seen, said = 0, "not seen yet", ""

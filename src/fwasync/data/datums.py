@@ -29,7 +29,14 @@ from fwasync.errors import DatumError
 if TYPE_CHECKING:
     from fwasync.types import Datum, ModelInput
 
-__all__ = ("completion_datum", "input_datum", "masked_datum", "policy_datum", "supervised_datum")
+__all__ = (
+    "completion_datum",
+    "input_datum",
+    "masked_datum",
+    "masked_policy_datum",
+    "policy_datum",
+    "supervised_datum",
+)
 
 Tokens = Sequence[int] | npt.NDArray[Any]
 Numbers = Sequence[float] | npt.NDArray[Any]
@@ -149,6 +156,44 @@ def policy_datum(
     advantages = np.zeros(len(ids) - 1, np.float32)
     advantages[response_start(len(prompt_tokens)) :] = advantage
     return _datum(ids, {"logprobs": logprobs, "advantages": advantages})
+
+
+def masked_policy_datum(
+    tokens: Tokens,
+    sampler_logprobs: Numbers,
+    mask: npt.NDArray[np.bool_],
+    advantage: float,
+    *,
+    include_loss_mask: bool = False,
+) -> Datum:
+    """A datum for policy losses, of a sequence in which sampled tokens and others alternate.
+
+    Args:
+        tokens: The sequence, `[L]` with L of at least 2.
+        sampler_logprobs: `[L]`, in nats; read where `mask` is true.
+        mask: `[L]`, true on the tokens that were sampled.
+        advantage: Each sampled token gets it.
+        include_loss_mask: Give the mask as `loss_mask` too, which the losses of `fwasync.losses` read.
+
+    Returns:
+        A datum of N = L - 1 positions, with `target_tokens` int64, and `logprobs` and `advantages` float32 that are 0
+        wherever the target was not sampled.
+
+    Raises:
+        DatumError: Too few tokens, lengths that disagree, or not one sampled token that is predicted by another.
+    """
+    ids = np.asarray(tokens, np.int64)
+    if not len(ids) == len(sampler_logprobs) == len(mask):
+        raise DatumError(
+            f"there are {len(ids)} tokens, {len(sampler_logprobs)} sampler logprobs and a mask of {len(mask)}; "
+            "each token needs one of each"
+        )
+    targets = np.asarray(mask, np.bool_)[1:]
+    if not targets.any():
+        raise DatumError("no token after the first was sampled, so a policy loss has nothing to learn from")
+    logprobs = np.where(targets, np.asarray(sampler_logprobs, np.float32)[1:], np.float32(0))
+    inputs = {"logprobs": logprobs, "advantages": targets * np.float32(advantage)}
+    return _datum(ids, inputs | ({"loss_mask": targets.astype(np.float32)} if include_loss_mask else {}))
 
 
 def _length(chunk: Any) -> int:

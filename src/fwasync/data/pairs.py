@@ -44,6 +44,11 @@ class Pair:
         """Tokens of the longer side."""
         return max(len(self.chosen), len(self.rejected))
 
+    @property
+    def parts(self) -> tuple[npt.NDArray[np.int32], ...]:
+        """All that it is made of."""
+        return self.chosen, self.rejected
+
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:

@@ -42,6 +42,16 @@ class Row:
     weights: npt.NDArray[np.float32]
     line: int = 0
 
+    @property
+    def length(self) -> int:
+        """Its tokens."""
+        return len(self.tokens)
+
+    @property
+    def parts(self) -> tuple[npt.NDArray[Any], ...]:
+        """All that it is made of."""
+        return self.tokens, self.weights
+
 
 @dataclass(frozen=True, slots=True)
 class SupervisedRows:

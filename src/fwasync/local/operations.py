@@ -81,8 +81,6 @@ class Target:
 
 Work = Callable[[Target], Result]
 
-_CROSS_JOB = "cross_job://"
-
 
 @dataclass(frozen=True, slots=True)
 class Submission:

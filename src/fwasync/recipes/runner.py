@@ -87,9 +87,14 @@ class Runner:
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         await self._write(self._files.metrics_file, _append, json.dumps({"step": step, **finite}) + "\n")
 
-    async def completed(self, message: str = "") -> None:
+    async def completed(self) -> None:
         """The run has come to its end."""
-        await self._status("completed", message=message)
+        await self._status("completed")
+        await self._metadata()
+
+    async def stopped(self, reason: str) -> None:
+        """The run was stopped before its end; whoever watches it may start it again."""
+        await self._status("failed", error=f"stopped: {reason}")
         await self._metadata()
 
     async def output_model(self, model_id: str, *, checkpoint: str, job_id: str | None, **extra: Any) -> None:

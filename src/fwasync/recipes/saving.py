@@ -25,6 +25,8 @@ DATA_KEY = "data_digest"
 async def find_start(config: RecipeConfig, where: Where, run: Run, phase: str) -> ResumeInfo | None:
     """Where a run goes on; `None` is from the beginning. What was logged behind that point is forgotten, and told.
 
+    Trainers that are up already (`where.trainers`) go on as they are: nothing is found, and nothing forgotten.
+
     Raises:
         CheckpointLedgerError: `checkpoints.jsonl` cannot be read.
         RunDirectoryError: `metrics.jsonl` cannot be written.
@@ -32,14 +34,16 @@ async def find_start(config: RecipeConfig, where: Where, run: Run, phase: str) -
 
     **Cancellation:** leaves nothing behind.
     """
-    start = None if where.trainers else await find_resume(config.log_path, config.init_from_checkpoint)
+    if where.trainers is not None:
+        return None
+    start = await find_resume(run.log_path, config.init_from_checkpoint)
     step = start.step if start else 0
     forgotten = await run.rewind(phase, step)
     if start is not None:
         done = f"{step} steps and {start.data_consumed} rows are done" if start.entry else "a new run on its weights"
         run.message(f"going on from {start.path}: {done}")
     elif forgotten:
-        run.message(f"{config.log_path} has no checkpoint to go on from: starting from the beginning")
+        run.message(f"{run.log_path} has no checkpoint to go on from: starting from the beginning")
     return start
 
 
@@ -86,7 +90,7 @@ class Checkpoints:
         **Cancellation:** it may exist on the service and not be listed.
         """
         await self.run.flush()
-        return await pending.finish(CheckpointLedger(self.config.log_path))
+        return await pending.finish(CheckpointLedger(self.run.log_path))
 
     async def promote(self, entry: CheckpointEntry | None, runner: Runner) -> None:
         """Make a model of the last checkpoint, if one is wanted.
@@ -110,7 +114,7 @@ class Checkpoints:
         before = start.entry.extra.get(DATA_KEY) if start is not None and start.entry is not None else None
         if before is not None and before != self.marks.get(DATA_KEY):
             raise UsageError(
-                f"{self.config.dataset} is not what it was when {self.config.log_path} was begun (its rows, the "
+                f"{self.config.dataset} is not what it was when {self.run.log_path} was begun (its rows, the "
                 "tokenizer or max_seq_len have changed), so it is not known which rows are done. To train on the new "
                 f"rows, give another log_path, and {start.path if start else ''} as init_from_checkpoint."
             )

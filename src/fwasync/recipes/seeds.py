@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
+from fwasync.data.seeds import derive_seed
 
 __all__ = ("derive_seed",)
-
-
-def derive_seed(*parts: int | str) -> int:
-    """A seed below 2**31 that is a function of its parts, the same on every machine."""
-    text = "/".join(map(str, parts))
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big") >> 1

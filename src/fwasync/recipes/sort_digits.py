@@ -23,6 +23,7 @@ __all__ = (
     "ROWS",
     "data_text",
     "held_out_prompts",
+    "make_pairs",
     "make_rows",
     "practice_prompts",
     "reward",
@@ -53,6 +54,19 @@ def make_rows() -> str:
         answer = "".join(sorted(digits, reverse=not up))
         messages = [{"role": "user", "content": digits}, {"role": "assistant", "content": answer}]
         rows.append(json.dumps({"messages": messages}, separators=(",", ":")))
+    return "\n".join(rows) + "\n"
+
+
+def make_pairs(count: int) -> str:
+    """Preferences: of each five digits, those that are sorted upwards are chosen, those downwards rejected."""
+    rng = random.Random("sort-digits/pairs")
+    rows: list[str] = []
+    while len(rows) < count:
+        digits = _fresh_digits(rng)
+        chosen, rejected = "".join(sorted(digits)), "".join(sorted(digits, reverse=True))
+        if chosen != rejected:
+            row = {"input": digits, "preferred_output": chosen, "non_preferred_output": rejected}
+            rows.append(json.dumps(row, separators=(",", ":")))
     return "\n".join(rows) + "\n"
 
 

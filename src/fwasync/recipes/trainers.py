@@ -16,7 +16,9 @@ async with where.open(config, start=resume.path if resume else None, reference=T
 ```
 
 **The reference** is a trainer of its own where `infra.ref_training_shape_id` is set, and else the frozen base model on
-the policy's service, in the policy's session (`create_base_training_client`); a recipe does not see the difference.
+the policy's service, in the policy's session (`create_base_training_client`); a recipe does not see the difference. One
+that needs it for a part of the run only asks for `early_release`, and opens it with `trainers.open_reference()`: its
+trainer job comes up with the policy's, and is removed as soon as that block is left.
 
 **Samplers.** A recipe that samples passes its `DeployConfig` as `deploy`. On the control plane `trainers.deployment` is
 then the deployment that takes the policy's snapshots: `AsyncDeploymentSampler` samples from it, and an
@@ -29,27 +31,31 @@ built from a `Trainers`.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 from fwasync import (
     AsyncDeploymentManager,
     AsyncFireworksClient,
+    AsyncHotLoadManager,
     AsyncServiceClient,
     AsyncTrainerJobManager,
     AsyncTrainingClient,
     DeployConfig,
     provision,
 )
+from fwasync._wire.paths import split_cross_job
 from fwasync.checkpoints.promotion import Promoter
 from fwasync.config.launch import Progress
-from fwasync.control.resources import DeploymentInfo
-from fwasync.errors import UsageError
+from fwasync.control.resources import DeploymentInfo, TrainerServiceEndpoint
+from fwasync.errors import FwasyncError, NotFoundError, UsageError
 from fwasync.recipes.config import RecipeConfig
 
 __all__ = ("Trainers", "Where")
 
 Tell = Callable[[str], None]
+OpenReference = Callable[[], AbstractAsyncContextManager[AsyncTrainingClient]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +65,13 @@ class Trainers:
     Attributes:
         service: The policy's service.
         policy: The model that is trained.
-        reference: The frozen reference, if one was asked for.
+        reference: The frozen reference, if one was asked for that lasts as long as the policy.
         deployment: The deployment that takes the policy's snapshots, if one was asked for on the control plane.
         job_id: The policy's trainer job; `None` on a service that runs.
         promoter: Makes models of snapshots, where there is a control plane.
         max_context_length: Of the policy in tokens, if the control plane says so.
+        hot_loads: Loads snapshots into the deployment, where there is a control plane.
+        passing_reference: Opens the reference, if one was asked for.
     """
 
     service: AsyncServiceClient
@@ -73,6 +81,22 @@ class Trainers:
     job_id: str | None = None
     promoter: Promoter | None = None
     max_context_length: int | None = None
+    hot_loads: AsyncHotLoadManager | None = None
+    passing_reference: OpenReference | None = field(default=None, repr=False)
+
+    def open_reference(self) -> AbstractAsyncContextManager[AsyncTrainingClient]:
+        """The frozen reference for the time of a block; opened once. A trainer job of its own is removed behind it.
+
+        That it cannot be removed then is told and not raised: it is tried again when all trainers are left.
+
+        Raises:
+            UsageError: None was asked for.
+        """
+        if self.reference is not None:
+            return nullcontext(self.reference)
+        if self.passing_reference is None:
+            raise UsageError("there is no reference: ask for one when the trainers are opened")
+        return self.passing_reference()
 
     async def max_seq_len(self, config: RecipeConfig) -> int:
         """The longest row that is trained on, in tokens: as configured, else as the service tells.
@@ -127,6 +151,7 @@ class Where:
         *,
         start: str | None = None,
         reference: bool = False,
+        early_release: bool = False,
         deploy: DeployConfig | None = None,
         tell: Tell | None = None,
     ) -> AsyncGenerator[Trainers]:
@@ -136,6 +161,7 @@ class Where:
             config: The recipe's configuration.
             start: A checkpoint from which weights and optimizer of the policy begin.
             reference: Whether a frozen reference is needed.
+            early_release: It is needed for a part of the run: `open_reference` opens it.
             deploy: The deployment that samples, where there is a control plane.
             tell: Told what is waited for.
 
@@ -155,6 +181,9 @@ class Where:
                 trainers = await self._launched(stack, config, start, reference, deploy, tell)
             else:
                 trainers = await self._connected(stack, config, start, reference)
+            if reference and not early_release:
+                frozen = await stack.enter_async_context(trainers.open_reference())
+                trainers = replace(trainers, reference=frozen)
             yield trainers
 
     async def _connected(
@@ -164,10 +193,8 @@ class Where:
         if service is None:
             service = await stack.enter_async_context(AsyncServiceClient(self.base_url, self.api_key))
         policy = await stack.enter_async_context(_policy(service, config, start))
-        frozen = None
-        if reference:
-            frozen = await stack.enter_async_context(service.create_base_training_client(config.base_model))
-        return Trainers(service, policy, frozen)
+        frozen = partial(service.create_base_training_client, config.base_model) if reference else None
+        return Trainers(service, policy, passing_reference=frozen)
 
     async def _launched(
         self,
@@ -189,9 +216,12 @@ class Where:
         if not reference:
             infra = infra.model_copy(update={"ref_training_shape_id": None})
         fireworks = await stack.enter_async_context(AsyncFireworksClient(self.base_url, self.api_key))
+        jobs = AsyncTrainerJobManager(fireworks)
+        if start is not None and tell is not None:
+            await _tell_of_the_last_job(jobs, start, tell)
         up = await stack.enter_async_context(
             provision(
-                AsyncTrainerJobManager(fireworks),
+                jobs,
                 AsyncDeploymentManager(fireworks),
                 infra=infra,
                 base_model=config.base_model,
@@ -204,12 +234,18 @@ class Where:
         policy = await stack.enter_async_context(_policy(service, config, start))
         frozen = None
         if up.reference is not None:
-            other = await stack.enter_async_context(AsyncServiceClient(up.reference.base_url, self.api_key))
-            frozen = await stack.enter_async_context(other.create_training_client(config.base_model, lora_rank=0))
+            frozen = partial(_reference_job, jobs, up.reference, self.api_key, config.base_model, tell)
         elif reference:
-            frozen = await stack.enter_async_context(service.create_base_training_client(config.base_model))
+            frozen = partial(service.create_base_training_client, config.base_model)
         return Trainers(
-            service, policy, frozen, up.deployment, up.policy.job_id, fireworks, up.policy.max_context_length
+            service,
+            policy,
+            deployment=up.deployment,
+            job_id=up.policy.job_id,
+            promoter=fireworks,
+            max_context_length=up.policy.max_context_length,
+            hot_loads=AsyncHotLoadManager(fireworks),
+            passing_reference=frozen,
         )
 
 
@@ -219,6 +255,36 @@ def _policy(service: AsyncServiceClient, config: RecipeConfig, start: str | None
     return service.create_training_client_from_state_with_optimizer(
         start, base_model=config.base_model, lora_rank=config.lora_rank
     )
+
+
+@asynccontextmanager
+async def _reference_job(
+    jobs: AsyncTrainerJobManager, job: TrainerServiceEndpoint, api_key: str | None, base_model: str, tell: Tell | None
+) -> AsyncGenerator[AsyncTrainingClient]:
+    """The reference on a trainer job of its own, which is deleted as soon as it is not needed any more."""
+    async with (
+        AsyncServiceClient(job.base_url, api_key) as service,
+        service.create_training_client(base_model, lora_rank=0) as frozen,
+    ):
+        yield frozen
+    try:
+        await jobs.delete(job.job_id)
+    except FwasyncError as error:
+        if tell is not None:
+            tell(f"reference trainer job {job.job_id} is not deleted yet, which is tried again at the end: {error}")
+
+
+async def _tell_of_the_last_job(jobs: AsyncTrainerJobManager, start: str, tell: Tell) -> None:
+    """A process that was killed has left its trainer job running, which costs money."""
+    job_id, _ = split_cross_job(start) or ("", "")
+    if not job_id:
+        return
+    try:
+        state = (await jobs.get(job_id)).state
+    except NotFoundError:
+        return
+    if state == "RUNNING":
+        tell(f"trainer job {job_id}, which saved {start}, is still running: delete it, unless another run uses it")
 
 
 class _Changes:

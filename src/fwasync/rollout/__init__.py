@@ -1,1 +1,1 @@
-"""Rollouts: groups of completions of a prompt, their rewards and advantages, and the datums made of them."""
+"""Rollouts: sampled in groups and rewarded, step by step (`groups`) or while the trainer works (`scheduler`)."""

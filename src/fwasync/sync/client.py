@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
+from functools import partial
 from inspect import isawaitable
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from fwasync.control.trainer_jobs import AsyncTrainerJobManager
 from fwasync.errors import UsageError
 from fwasync.service import AsyncServiceClient
 from fwasync.sync.portal import Lease
 from fwasync.sync.training import SubmittingTrainingClient, wait_for
+from fwasync.sync.twin import OpenTwin
 from fwasync.training.client import AsyncTrainingClient, resolve_checkpoint_path
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from fwasync.training.requests import SavedSnapshot
 
 __all__ = ("ReconnectableClient", "TrainerEndpoint", "TrainerManager")
+
+R = TypeVar("R")
 
 _CHECKPOINT_TIMEOUT_S = 2700
 
@@ -54,14 +58,14 @@ class TrainerEndpoint(Protocol):
 
 
 class TrainerManager(Protocol):
-    """What knows trainer jobs: the Fireworks SDK's `TrainerJobManager`, or one like it."""
+    """What knows trainer jobs: a `TrainerJobManager` or `AsyncTrainerJobManager`, or that of the Fireworks SDK."""
 
     def wait_for_existing(self, job_id: str) -> TrainerEndpoint | Awaitable[TrainerEndpoint]:
         """Wait until a job is ready. It may block, or be async."""
         ...
 
 
-class ReconnectableClient:
+class ReconnectableClient(OpenTwin[AsyncTrainingClient]):
     """A training client whose verbs block until the result is there, or raise.
 
     ```python
@@ -71,8 +75,8 @@ class ReconnectableClient:
     ```
 
     Failures are raised, so that a training loop can end and resume from its last checkpoint; broken connections are
-    bridged before it comes to that. Use it in a `with` block, or `close()` it; what is left open is closed when the
-    interpreter ends.
+    bridged before it comes to that. Use it in a `with` block, or `close()` it; one that is left open is closed when its
+    last reference goes, or when the interpreter ends.
 
     Args:
         rlor_mgr: Asked for the trainer's endpoint by `wait_for_existing(job_id)`; not used if `endpoint` is given.
@@ -103,8 +107,7 @@ class ReconnectableClient:
         self._default_timeout = default_timeout
         api_key = _api_key(fw_api_key)
         self._endpoint = endpoint if endpoint is not None else _resolve(rlor_mgr, job_id)
-        self._lease = Lease(_connect(self._endpoint.base_url, api_key, base_model, lora_rank))
-        self._client = self._lease.value
+        super().__init__(_connect(self._endpoint.base_url, api_key, base_model, lora_rank))
 
     def __repr__(self) -> str:
         return f"<ReconnectableClient {self._job_id} at {self._endpoint.base_url}>"
@@ -179,18 +182,6 @@ class ReconnectableClient:
         """See `AsyncTrainingClient.list_checkpoints`."""
         return self._lease.run(self._client.list_checkpoints)
 
-    def close(self) -> None:
-        """Wait for what was submitted and leave the trainer. May be called again."""
-        self._lease.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self._lease.close(exc)
-
 
 @asynccontextmanager
 async def _connect(
@@ -213,6 +204,8 @@ def _api_key(given: str | None) -> str:
 def _resolve(manager: TrainerManager | None, job_id: str) -> TrainerEndpoint:
     if manager is None:
         raise UsageError("pass rlor_mgr, which is asked for the trainer's endpoint, or the endpoint itself")
+    if isinstance(manager, AsyncTrainerJobManager):
+        return _on_the_loop(partial(_ask, manager, job_id))
     # A method that blocks does so here, in the caller's own thread, where Ctrl-C reaches it.
     endpoint = manager.wait_for_existing(job_id)
     if not isawaitable(endpoint):
@@ -222,8 +215,18 @@ def _resolve(manager: TrainerManager | None, job_id: str) -> TrainerEndpoint:
     async def wait() -> TrainerEndpoint:
         return await awaitable
 
+    return _on_the_loop(wait)
+
+
+async def _ask(manager: AsyncTrainerJobManager, job_id: str) -> TrainerEndpoint:
+    # Its own connections belong to the event loop that it is used on, which may be waiting for us now.
+    async with manager.client.copy() as client:
+        return await AsyncTrainerJobManager(client).wait_for_existing(job_id)
+
+
+def _on_the_loop(function: Callable[[], Awaitable[R]]) -> R:
     lease = Lease(nullcontext())
     try:
-        return lease.run(wait)
+        return lease.run(function)
     finally:
         lease.close()

@@ -72,7 +72,19 @@ class SubmittingTrainingClient:
         return repr(self._client).replace("<Async", "<Submitting", 1)
 
     def _submit(self, verb: Callable[P, APIFuture[T]], *args: P.args, **kwargs: P.kwargs) -> SyncFuture[T]:
-        return SyncFuture(self._lease.call(verb, *args, **kwargs), self._lease)
+        submitted: list[APIFuture[T]] = []
+
+        def submit() -> None:
+            submitted.append(verb(*args, **kwargs))
+
+        submit.__qualname__ = verb.__qualname__
+        try:
+            self._lease.call(submit)
+            return SyncFuture(submitted[0], self._lease)
+        except (KeyboardInterrupt, SystemExit):
+            for future in submitted:  # which nobody will ever hold
+                self._lease.call(future.cancel)
+            raise
 
     def forward(
         self,

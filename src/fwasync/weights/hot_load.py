@@ -5,25 +5,29 @@ What the answers mean is decided by pure functions. All replicas count, not the 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import itertools
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import anyio
 import msgspec
 
 from fwasync._http.client import Http, Unanswered
 from fwasync._http.reading import read
 from fwasync._wire import hot_load as wire
 from fwasync._wire.messages import encode
-from fwasync.errors import BadRequestError, UsageError
+from fwasync.errors import BadRequestError, HotLoadFailedError, HotLoadTimeoutError, UsageError
 from fwasync.weights.chain import same_snapshot
 
-__all__ = ("AsyncHotLoadManager", "ReplicaState", "Verdict", "judge_load", "poll_delay")
+__all__ = ("AsyncHotLoadManager", "ReplicaState", "Verdict", "judge_load", "poll_delay", "timed_out", "until_served")
 
 _PATH = wire.PATH.removeprefix("/")
 _CHECKSUM = "alder32"
 _STATUS_S = 30.0
 _WARM_UP_S = 60.0
+_LOAD_S = 400.0
+_POLL_S = 5.0
 _FIRST_PAUSE_S = 0.25
 _GROWTH = 1.5
 
@@ -111,6 +115,54 @@ def poll_delay(looks: int, *, cap_s: float) -> float:
         cap_s: The longest.
     """
     return min(_FIRST_PAUSE_S * _GROWTH ** min(looks - 1, 60), cap_s)
+
+
+async def until_served(
+    look: Callable[[], Awaitable[Sequence[ReplicaState]]],
+    identity: str,
+    deployment_id: str,
+    *,
+    cap_s: float,
+    on_look: Callable[[Verdict, int], None],
+) -> Sequence[ReplicaState]:
+    """Look at the replicas until every one serves a snapshot.
+
+    Args:
+        look: One look.
+        identity: The snapshot.
+        deployment_id: The deployment.
+        cap_s: The longest pause between looks.
+        on_look: Called after each look, with what it means and how many replicas there are.
+
+    Raises:
+        HotLoadFailedError: One of them has given up.
+
+    **Cancellation:** nothing remains.
+    """
+    for looks in itertools.count(1):
+        replicas = await look()
+        verdict = judge_load(replicas, identity)
+        on_look(verdict, len(replicas))
+        if verdict.action == "ready":
+            return replicas
+        if verdict.action == "failed":
+            raise HotLoadFailedError(
+                f"deployment {deployment_id} did not load snapshot {identity}: {verdict.reason}",
+                snapshot=identity,
+                deployment=deployment_id,
+            )
+        await anyio.sleep(poll_delay(looks, cap_s=cap_s))
+    raise AssertionError("unreachable")
+
+
+def timed_out(deployment_id: str, snapshot: str, timeout: float, reason: str) -> HotLoadTimeoutError:
+    """The error for a deployment that took too long to serve a snapshot, or, for an empty one, whatever it serves."""
+    return HotLoadTimeoutError(
+        f"deployment {deployment_id} was not ready{f' with snapshot {snapshot}' if snapshot else ''} after "
+        f"{timeout:g} s: {reason}",
+        snapshot=snapshot,
+        deployment=deployment_id,
+    )
 
 
 class Account(Protocol):
@@ -201,6 +253,73 @@ class AsyncHotLoadManager:
         body = await self._account.http.call("GET", _PATH, headers=headers, timeout=_STATUS_S)
         status = read(f"hot-load status of deployment {deployment_id}", body, wire.HotLoadStatus)
         return tuple(map(ReplicaState.read, status.replicas))
+
+    async def wait_for_hotload(
+        self,
+        deployment_id: str,
+        base_model: str,
+        expected_identity: str,
+        *,
+        timeout_seconds: float = _LOAD_S,
+        poll_interval: float = _POLL_S,
+    ) -> Sequence[ReplicaState]:
+        """Wait until every replica serves a snapshot.
+
+        Args:
+            deployment_id: The deployment.
+            base_model: As for `hotload`.
+            expected_identity: Full name of the snapshot.
+            timeout_seconds: Seconds it may take.
+            poll_interval: The longest pause between looks.
+
+        Returns:
+            The replicas.
+
+        Raises:
+            HotLoadFailedError: A replica has given up.
+            HotLoadTimeoutError: It takes longer.
+
+        **Cancellation:** nothing remains; the load goes on.
+        """
+        seen = Verdict("wait", 0, "no look at its replicas yet")
+
+        def note(verdict: Verdict, _: int) -> None:
+            nonlocal seen
+            seen = verdict
+
+        with anyio.move_on_after(timeout_seconds):
+            return await until_served(
+                lambda: self.hotload_check_status(deployment_id, base_model),
+                expected_identity,
+                deployment_id,
+                cap_s=poll_interval,
+                on_look=note,
+            )
+        raise timed_out(deployment_id, expected_identity, timeout_seconds, seen.reason)
+
+    async def hotload_and_wait(
+        self,
+        deployment_id: str,
+        base_model: str,
+        snapshot_identity: str,
+        *,
+        previous_snapshot_identity: str | None = None,
+        compression_format: str = "arc_v2",
+        reset_prompt_cache: bool = True,
+        timeout_seconds: float = _LOAD_S,
+    ) -> Sequence[ReplicaState]:
+        """`hotload`, then `wait_for_hotload`. `AsyncWeightSyncer` also chooses between base and delta, and warms up."""
+        await self.hotload(
+            deployment_id,
+            base_model,
+            snapshot_identity,
+            previous_snapshot_identity=previous_snapshot_identity,
+            compression_format=compression_format,
+            reset_prompt_cache=reset_prompt_cache,
+        )
+        return await self.wait_for_hotload(
+            deployment_id, base_model, snapshot_identity, timeout_seconds=timeout_seconds
+        )
 
     async def warm_up(self, deployment_id: str) -> bool:
         """Ask for a few tokens once; whether they came."""

@@ -16,9 +16,9 @@ from typing import Literal, Protocol
 
 import anyio
 
-from fwasync.errors import FwasyncError, HotLoadFailedError, HotLoadTimeoutError, UsageError
+from fwasync.errors import FwasyncError, UsageError
 from fwasync.weights.chain import Snapshot, SnapshotChain
-from fwasync.weights.hot_load import ReplicaState, Verdict, judge_load, poll_delay
+from fwasync.weights.hot_load import ReplicaState, Verdict, timed_out, until_served
 
 __all__ = ("AsyncWeightSyncer", "HotLoads", "SavedWeights", "SavesSnapshots", "SyncProgress")
 
@@ -186,12 +186,15 @@ class AsyncWeightSyncer:
             self.last_timing = {}
             return (await self._save(name, checkpoint_type)).identity
 
-    async def hotload(self, snapshot_name: str, checkpoint_type: str | None = None) -> None:
+    async def hotload(self, snapshot_name: str, checkpoint_type: str | None = None) -> str:
         """Load a snapshot that was saved, and wait until every replica serves it.
 
         Args:
             snapshot_name: Its full name.
             checkpoint_type: What it was saved as; needed only for a base that was saved elsewhere.
+
+        Returns:
+            Its full name.
 
         Raises:
             UsageError: The snapshot is not known, or there is no deployment.
@@ -205,6 +208,7 @@ class AsyncWeightSyncer:
             self._deployment()
             self.last_timing = {}
             await self._load(self._chain.find(snapshot_name, checkpoint_type))
+        return snapshot_name
 
     async def save_and_hotload(self, name: str, checkpoint_type: str | None = None) -> str:
         """Save a snapshot, load it, and wait until every replica serves it. Without a deployment, only save it.
@@ -230,12 +234,14 @@ class AsyncWeightSyncer:
         serving = {replica.snapshot for replica in await self._replicas()}
         return serving.pop() if len(serving) == 1 else None
 
-    async def wait_ready(self, timeout: float = _READY_S, poll_interval: float = _POLL_S) -> tuple[ReplicaState, ...]:
+    async def wait_for_hotload_ready(
+        self, timeout_s: float = _READY_S, poll_interval_s: float = _POLL_S
+    ) -> tuple[ReplicaState, ...]:
         """Wait until the deployment has replicas and all of them answer.
 
         Args:
-            timeout: Seconds it may take.
-            poll_interval: The longest pause between looks.
+            timeout_s: Seconds it may take.
+            poll_interval_s: The longest pause between looks.
 
         Raises:
             HotLoadTimeoutError: It takes longer.
@@ -243,11 +249,11 @@ class AsyncWeightSyncer:
         **Cancellation:** nothing remains.
         """
         replicas: tuple[ReplicaState, ...] = ()
-        with self._limit(timeout, ""):
-            replicas = await self._some_replicas(poll_interval)
+        with self._limit(timeout_s, ""):
+            replicas = await self._some_replicas(poll_interval_s)
             while not all(replica.ready for replica in replicas):
-                await anyio.sleep(poll_interval)
-                replicas = await self._some_replicas(poll_interval)
+                await anyio.sleep(poll_interval_s)
+                replicas = await self._some_replicas(poll_interval_s)
         return replicas
 
     # -- the stages --------------------------------------------------------------------------------
@@ -284,21 +290,14 @@ class AsyncWeightSyncer:
             compression_format=self._compression,
             reset_prompt_cache=self._reset_prompt_cache,
         )
-        while True:
-            replicas = await self._replicas()
-            looked.take(judge_load(replicas, snapshot.identity), len(replicas))
-            if looked.verdict.action == "ready":
+
+        def note(verdict: Verdict, replicas: int) -> None:
+            looked.verdict, looked.replicas = verdict, replicas
+            if verdict.action == "ready":
                 self._chain.loaded(loading)
             self._tell("loading", snapshot.identity, looked, started)
-            if looked.verdict.action == "ready":
-                return
-            if looked.verdict.action == "failed":
-                raise HotLoadFailedError(
-                    f"deployment {deployment_id} did not load snapshot {snapshot.identity}: {looked.verdict.reason}",
-                    snapshot=snapshot.identity,
-                    deployment=deployment_id,
-                )
-            await anyio.sleep(poll_delay(looked.looks, cap_s=_POLL_S))
+
+        await until_served(self._replicas, snapshot.identity, deployment_id, cap_s=_POLL_S, on_look=note)
 
     async def _warm_up(self, deployment_id: str) -> None:
         manager, _ = self._deployment()
@@ -337,12 +336,7 @@ class AsyncWeightSyncer:
         if scope.cancelled_caught:
             _, deployment_id = self._deployment()
             seen = looked.verdict.reason if looked is not None else "no replicas that answer"
-            raise HotLoadTimeoutError(
-                f"deployment {deployment_id} was not ready{f' with snapshot {snapshot}' if snapshot else ''} after "
-                f"{timeout:g} s: {seen}",
-                snapshot=snapshot,
-                deployment=deployment_id,
-            )
+            raise timed_out(deployment_id, snapshot, timeout, seen)
 
     @contextmanager
     def _timed(self, key: str) -> Generator[None]:
@@ -365,7 +359,3 @@ class _Looked:
 
     verdict: Verdict = _NOT_YET
     replicas: int = 0
-    looks: int = 0
-
-    def take(self, verdict: Verdict, replicas: int) -> None:
-        self.verdict, self.replicas, self.looks = verdict, replicas, self.looks + 1

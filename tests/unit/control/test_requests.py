@@ -286,6 +286,11 @@ async def test_a_deployment_is_created_changed_and_deleted() -> None:
         await deployments.update("dep1", min_replica_count=0, max_replica_count=0)
         assert plane.calls[-1] == f"PATCH {base}/dep1?updateMask=min_replica_count%2Cmax_replica_count"
         assert sent(plane) == {"minReplicaCount": 0, "maxReplicaCount": 0}
+        await deployments.scale_to_zero("dep1")
+        assert plane.calls[-1] == plane.calls[-2]
+        assert sent(plane) == {"minReplicaCount": 0, "maxReplicaCount": 0}
+        assert deployments.inference_url == ORIGIN
+        assert sent(plane) == {"minReplicaCount": 0, "maxReplicaCount": 0}
         with pytest.raises(errors.UsageError, match="at least one of"):
             await deployments.update("dep1")
         await deployments.delete("dep1")
@@ -379,20 +384,20 @@ async def test_shapes_are_resolved() -> None:
         (200, {"deploymentShapeVersions": [deployment]}),
     )
     async with plane.client() as client:
-        profile = await client.resolve_training_shape(SHAPE)
+        profile = await client.resolve_training_profile(SHAPE)
         assert plane.calls == [f"GET {versions}?filter=latest_validated%3Dtrue&pageSize=1"]
-        assert await client.resolve_training_shape(f"{SHAPE}/versions/v1") == profile
+        assert await client.resolve_training_profile(f"{SHAPE}/versions/v1") == profile
         assert (profile.training_shape, profile.training_shape_version) == (SHAPE, VERSION["name"])
         assert (profile.deployment_shape, profile.supports_lora) == (deployment["name"], True)
         assert (profile.node_count, profile.pipeline_parallelism) == (2, 4)
         assert profile.max_supported_context_length == 131072
-        found = await client.resolve_deployment_shape("accounts/fireworks/deploymentShapes/ds")
+        found = await client.resolve_deployment_profile("accounts/fireworks/deploymentShapes/ds")
         assert (found.deployment_shape_version, found.accelerator_type) == (deployment["name"], "X")
         with pytest.raises(errors.NotFoundError, match="no latest validated version"):
-            await client.resolve_training_shape(SHAPE)
+            await client.resolve_training_profile(SHAPE)
         for name in ("ts", "accounts/fireworks/deploymentShapes/ds", f"{SHAPE}/version/1"):
             with pytest.raises(errors.UsageError, match="full name"):
-                await client.resolve_training_shape(name)
+                await client.resolve_training_profile(name)
 
 
 async def test_a_model() -> None:

@@ -7,13 +7,14 @@ import httpx
 import pytest
 
 from fwasync import errors
+from fwasync.config import TrainerJobConfig
 from fwasync.config.launch import Progress
 from fwasync.control.deployments import AsyncDeploymentManager
 from fwasync.control.states import judge_deployment, judge_job, short_state
 from fwasync.control.trainer_jobs import AsyncTrainerJobManager
 from fwasync.control.waiting import Clock, poll_delay
 from fwasync.testing import virtual_time
-from unit.control.fake_plane import KEY, ORIGIN, FakePlane
+from unit.control.fake_plane import KEY, MODEL, ORIGIN, FakePlane
 
 RUNNING = "JOB_STATE_RUNNING"
 
@@ -61,7 +62,7 @@ async def test_a_trainer_comes_up() -> None:
     plane.unhealthy = 2
     seen: list[Progress] = []
     async with plane.client() as client:
-        endpoint = await AsyncTrainerJobManager(client).wait_until_ready("j", on_progress=seen.append)
+        endpoint = await AsyncTrainerJobManager(client).wait_for_ready("j", on_progress=seen.append)
     assert endpoint.base_url == f"{ORIGIN}/training/v1/rlorTrainerJobs/acme/j"
     assert (endpoint.job_id, endpoint.job_name) == ("j", "accounts/acme/rlorTrainerJobs/j")
     assert [p.state for p in seen] == ["CREATING", "PENDING", "CREATING", "RUNNING", "RUNNING", "RUNNING"]
@@ -77,7 +78,7 @@ async def test_a_failed_job_fails_at_once_with_its_reason() -> None:
     plane.rules.append(lambda request: (200, answer) if request.url.path.endswith("/j") else None)
     async with plane.client() as client:
         with pytest.raises(errors.TrainerJobFailedError, match=r"trainer job j is FAILED: OOM: .*resume it") as caught:
-            await AsyncTrainerJobManager(client).wait_until_ready("j")
+            await AsyncTrainerJobManager(client).wait_for_ready("j")
     assert (caught.value.resource, caught.value.state) == ("trainer job j", "FAILED")
     assert anyio.current_time() == 0
 
@@ -89,11 +90,11 @@ async def test_time_in_the_queue_counts_apart() -> None:
         jobs = AsyncTrainerJobManager(client)
         plane.jobs["j"] = ["JOB_STATE_PENDING"]
         with pytest.raises(errors.ProvisioningTimeoutError, match=r"PENDING.*5000 s allowed for waiting for machines"):
-            await jobs.wait_until_ready("j", timeout=10, pending_timeout=5000)
+            await jobs.wait_for_ready("j", timeout_s=10, pending_timeout_s=5000)
         assert anyio.current_time() == pytest.approx(5000)
         plane.jobs["j"] = ["JOB_STATE_PENDING", "JOB_STATE_CREATING"]
         with pytest.raises(TimeoutError, match=r"CREATING.*10 s allowed for getting ready") as caught:
-            await jobs.wait_until_ready("j", timeout=10, pending_timeout=5000)
+            await jobs.wait_for_ready("j", timeout_s=10, pending_timeout_s=5000)
         assert anyio.current_time() == pytest.approx(5010, abs=1)
         assert isinstance(caught.value, errors.ProvisioningTimeoutError)
         assert caught.value.state == "CREATING"
@@ -107,7 +108,7 @@ async def test_a_deadline_ends_a_request_that_is_never_answered() -> None:
         await client.account_id()
         plane.latency = 1e6
         with pytest.raises(errors.ProvisioningTimeoutError, match="is not seen yet"):
-            await AsyncTrainerJobManager(client).wait_until_ready("j", timeout=7)
+            await AsyncTrainerJobManager(client).wait_for_ready("j", timeout_s=7)
     assert anyio.current_time() == pytest.approx(7)
 
 
@@ -117,7 +118,7 @@ async def test_a_cancelled_wait_stops_at_once_and_touches_nothing() -> None:
     plane.jobs["j"] = ["JOB_STATE_CREATING"]
     async with plane.client() as client:
         with anyio.move_on_after(33.3) as scope:
-            await AsyncTrainerJobManager(client).wait_until_ready("j")
+            await AsyncTrainerJobManager(client).wait_for_ready("j")
     assert scope.cancelled_caught
     assert anyio.current_time() == pytest.approx(33.3)
     assert plane.alive == {"j"}
@@ -131,7 +132,7 @@ async def test_a_gateway_that_refuses_the_key_ends_the_wait() -> None:
     plane.rules.append(lambda request: (401, {"message": f"{KEY}?"}) if "healthz" in request.url.path else None)
     async with plane.client() as client:
         with pytest.raises(errors.AuthenticationError, match=r"the trainer of job j .*\*\*\*\?"):
-            await AsyncTrainerJobManager(client).wait_until_ready("j")
+            await AsyncTrainerJobManager(client).wait_for_ready("j")
 
 
 @virtual_time
@@ -160,7 +161,7 @@ def test_a_pre_empted_trainer_is_resumed_once(state: str) -> None:
         plane = FakePlane()
         plane.jobs["j"] = ["JOB_STATE_CANCELLING", f"JOB_STATE_{state}"]
         async with plane.client() as client:
-            endpoint = await AsyncTrainerJobManager(client).reconnect("j")
+            endpoint = await AsyncTrainerJobManager(client).reconnect_and_wait("j")
         assert endpoint.job_id == "j"
         assert [call for call in plane.calls if call.startswith("POST")] == [
             "POST /v1/accounts/acme/rlorTrainerJobs/j:resume"
@@ -170,11 +171,35 @@ def test_a_pre_empted_trainer_is_resumed_once(state: str) -> None:
 
 
 @virtual_time
+async def test_a_trainer_is_created_or_resumed_and_waited_for() -> None:
+    plane = FakePlane()
+    plane.jobs["old"] = ["JOB_STATE_PAUSED", "JOB_STATE_PAUSED", "JOB_STATE_CREATING", RUNNING]
+    resumed = (200, {"name": "accounts/acme/rlorTrainerJobs/old"})
+    plane.rules.append(lambda request: resumed if request.url.path.endswith(":resume") else None)
+    seen: list[Progress] = []
+    async with plane.client() as client:
+        jobs = AsyncTrainerJobManager(client)
+        new = await jobs.create_and_wait(TrainerJobConfig(base_model=MODEL, requested_job_id="new"), timeout_s=60)
+        old = await jobs.resume_and_wait("old", timeout_s=60, poll_interval_s=0.25, on_progress=seen.append)
+        with pytest.raises(errors.UsageError, match="poll_interval_s is 0"):
+            await jobs.wait_for_ready("old", poll_interval_s=0)
+        plane.jobs["old"] = ["JOB_STATE_PAUSED"]
+        with pytest.raises(errors.TrainerJobFailedError, match=r"^the-name is PAUSED"):
+            await jobs.wait_for_ready("old", "the-name")
+    assert (new.job_id, old.job_id) == ("new", "old")
+    # What was just resumed may still be shown as it was, for a while.
+    assert [progress.state for progress in seen] == ["PAUSED", "PAUSED", "CREATING", "RUNNING"]
+    assert anyio.current_time() < 10
+    posts = [call.partition("?")[0].rpartition("/")[2] for call in plane.calls if call.startswith("POST")]
+    assert posts == ["rlorTrainerJobs", "old:resume"]
+
+
+@virtual_time
 async def test_a_running_trainer_is_not_resumed() -> None:
     plane = FakePlane()
     plane.jobs["j"] = ["JOB_STATE_RE_QUEUEING", RUNNING]
     async with plane.client() as client:
-        await AsyncTrainerJobManager(client).reconnect("j")
+        await AsyncTrainerJobManager(client).reconnect_and_wait("j")
     assert not [call for call in plane.calls if call.startswith("POST")]
 
 
@@ -186,7 +211,7 @@ async def test_a_trainer_that_does_not_come_back_fails_after_it_was_resumed() ->
     seen: list[Progress] = []
     async with plane.client() as client:
         with pytest.raises(errors.TrainerJobFailedError, match="trainer job j is FAILED"):
-            await AsyncTrainerJobManager(client).reconnect("j", on_progress=seen.append)
+            await AsyncTrainerJobManager(client).reconnect_and_wait("j", on_progress=seen.append)
     assert 30 <= anyio.current_time() < 40
     assert "not resumed" in seen[0].message
     assert len([call for call in plane.calls if call.startswith("POST")]) == 1
@@ -197,7 +222,7 @@ async def test_a_deployment_comes_up() -> None:
     plane = FakePlane()
     plane.deployments["d"] = ["UPDATING", "READY"]
     async with plane.client() as client:
-        info = await AsyncDeploymentManager(client).wait_until_ready("d")
+        info = await AsyncDeploymentManager(client).wait_for_ready("d")
     assert (info.state, info.inference_model) == ("READY", "accounts/acme/deployments/d")
 
 
@@ -213,7 +238,7 @@ async def test_a_deployment_may_serve_while_its_state_lags_behind() -> None:
         plane.serving = len(seen) == 3
 
     async with plane.client() as client:
-        info = await AsyncDeploymentManager(client).wait_until_ready("d", on_progress=notice)
+        info = await AsyncDeploymentManager(client).wait_for_ready("d", on_progress=notice)
     assert info.state == "READY"
     assert [p.state for p in seen] == ["CREATING"] * 3 + ["READY"]
     assert plane.seen[-1].content == (
@@ -227,6 +252,6 @@ async def test_a_deployment_that_failed_or_is_gone() -> None:
     plane.deployments["d"] = ["FAILED"]
     async with plane.client() as client:
         with pytest.raises(errors.DeploymentFailedError, match=r"deployment d is FAILED: .*delete it"):
-            await AsyncDeploymentManager(client).wait_until_ready("d")
+            await AsyncDeploymentManager(client).wait_for_ready("d")
         with pytest.raises(errors.NotFoundError):
-            await AsyncDeploymentManager(client).wait_until_ready("e")
+            await AsyncDeploymentManager(client).wait_for_ready("e")

@@ -71,6 +71,15 @@ async def test_a_failure_is_told_and_passes_on(tmp_path: Path) -> None:
     assert read(tmp_path / "a" / "status") == told
 
 
+async def test_a_stop_is_told(tmp_path: Path) -> None:
+    async with Runner(everything(tmp_path)) as runner:
+        runner.begin(0, 4)
+        await runner.step(1, {}, tokens=3)
+        await runner.stopped("interrupted")
+    told = {"status": "failed", "step": 1, "total_steps": 4, "progress": 0.25, "error": "stopped: interrupted"}
+    assert read(tmp_path / "a" / "status") == told
+
+
 async def test_a_cancellation_is_told(tmp_path: Path) -> None:
     with anyio.CancelScope() as scope:
         async with Runner(everything(tmp_path)):

@@ -7,10 +7,12 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pydantic
 import pytest
 
 from fwasync.checkpoints.ledger import CheckpointLedger
+from fwasync.data.rendering import TrainOnWhat
 from fwasync.errors import DatasetError, OperationFailedError, UsageError
 from fwasync.recipes import sft
 from fwasync.recipes.stopping import StopRequest
@@ -61,11 +63,15 @@ def test_everything_that_is_wrong_is_told_before_the_start() -> None:
         "dataset",
         "base_model",
         "output_model_id",
+        "tokenizer_model",
     ]
     with pytest.raises(UsageError, match="only a trainer job's snapshot becomes a model"):
         config(output_model_id="m").check()
-    with pytest.raises(UsageError, match=r"renderer_name is 'x'.*\ntrain_on_what is 'y'.*\ngive either"):
-        config(renderer_name="x", train_on_what="y", evaluation_dataset="e", eval_auto_carveout=True).check()
+    with pytest.raises(UsageError, match="give either evaluation_dataset or eval_auto_carveout"):
+        config(evaluation_dataset="e", eval_auto_carveout=True).check()
+    with pytest.raises(pydantic.ValidationError, match="train_on_what is 'y'; it must be one of last_assistant"):
+        config(train_on_what="y")
+    assert config(train_on_what="ALL_TOKENS").train_on_what is TrainOnWhat.ALL_TOKENS
     config().check()
 
 
@@ -191,6 +197,15 @@ async def test_rows_that_are_left_out_are_told_and_counted(tmp_path: Path) -> No
     assert result.checkpoint.data_consumed == 3
     with pytest.raises(DatasetError, match="all 3 rows are longer than 2 tokens"):
         await fixture.train(max_seq_len=2, log_path=tmp_path / "other")
+
+
+async def test_what_is_learnt_and_by_which_renderer(tmp_path: Path) -> None:
+    fixture = Fixture(tmp_path, ["abc"])
+    await fixture.train(train_on_what="all_tokens", save_final_checkpoint=False)
+    ((_, (datum,)),) = fixture.trainer.batches
+    assert np.count_nonzero(datum.loss_fn_inputs["weights"].to_numpy()) == datum.model_input.length
+    with pytest.raises(UsageError, match="renderer 'mine' must look like 'module:attribute'"):
+        await fixture.train(renderer_name="mine", log_path=tmp_path / "other")
 
 
 async def test_limits_of_a_run(tmp_path: Path) -> None:

@@ -48,13 +48,17 @@ class Trainer:
         self.batches.append((loss_fn, list(data)))
         return self._submit(f"forward_backward {len(self.batches)}", self._output(data))
 
+    def forward_backward_custom(self, data: Any, loss_fn: Any, *, timeout: float = 0) -> Future:
+        self.batches.append((loss_fn.name, list(data)))
+        return self._submit(f"forward_backward {len(self.batches)}", self._output(data))
+
     def _output(self, data: Any) -> ForwardBackwardOutput:
         logprobs = [
             {"logprobs": TensorData.from_numpy(np.full(datum.model_input.length, -1, np.float32))} for datum in data
         ]
         return ForwardBackwardOutput(loss_fn_output_type="", loss_fn_outputs=logprobs, metrics={"loss:sum": 3.5})
 
-    def optim_step(self, adam: Any, *, timeout: float = 0) -> Future:
+    def optim_step(self, adam: Any, normalization: str | None = None, *, timeout: float = 0) -> Future:
         self.adams.append(adam)
         return self._submit(f"optim_step {len(self.adams)}", OptimStepResponse(metrics={"grad_norm": 2.5}))
 

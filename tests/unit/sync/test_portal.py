@@ -117,6 +117,16 @@ def test_context_variables_are_the_callers(lease: Lease[None]) -> None:
     assert lease.call(variable.get) == "mine"
 
 
+def test_a_caller_under_trio_gets_asyncio_there(lease: Lease[None]) -> None:
+    sniffio = pytest.importorskip("sniffio")
+    token = sniffio.current_async_library_cvar.set("trio")
+    try:
+        lease.run(anyio.sleep, 0)
+        assert lease.call(sniffio.current_async_library) == "asyncio"
+    finally:
+        sniffio.current_async_library_cvar.reset(token)
+
+
 def test_a_call_on_the_loops_own_thread_names_the_async_call(lease: Lease[None]) -> None:
     async def on_the_loop() -> None:
         with pytest.raises(errors.UsageError, match=r"await .*ident\(\.\.\.\)"):

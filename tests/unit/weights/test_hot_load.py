@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import anyio
 import httpx
 import pytest
 
 from fwasync import errors
 from fwasync.control.client import AsyncFireworksClient
+from fwasync.testing import virtual_time
 from fwasync.weights.hot_load import AsyncHotLoadManager, ReplicaState, judge_load, poll_delay
 from unit.control.fake_plane import KEY, MODEL, ORIGIN, RETRY
 
@@ -95,6 +97,50 @@ async def test_every_replica_is_told_of() -> None:
         assert await manager.hotload_check_status("dep1", MODEL) == ()
         with pytest.raises(errors.ProtocolError, match="hot-load status of deployment dep1"):
             await manager.hotload_check_status("dep1", MODEL)
+
+
+def replicas(*states: tuple[str, str]) -> tuple[int, dict[str, Any]]:
+    """An answer of replicas that serve a snapshot and are at a stage of loading "new"."""
+    return 200, {
+        "replicas": [
+            {
+                "current_snapshot_identity": serving,
+                "readiness": True,
+                "loading_state": {"stage": stage, "target_snapshot_identity": "new"},
+            }
+            for serving, stage in states
+        ]
+    }
+
+
+@virtual_time
+async def test_a_load_is_waited_for_until_all_replicas_serve_it() -> None:
+    service = Service(
+        (200, {}), replicas(), replicas(("new", ""), ("old", "loading")), replicas(("new", ""), ("new", ""))
+    )
+    async with service.client() as client:
+        served = await AsyncHotLoadManager(client).hotload_and_wait(
+            "dep1", MODEL, "new", previous_snapshot_identity="old", reset_prompt_cache=False
+        )
+    assert [replica.snapshot for replica in served] == ["new", "new"]
+    assert json.loads(service.seen[0].content)["incremental_snapshot_metadata"]["previous_snapshot_identity"] == "old"
+
+
+@virtual_time
+async def test_a_load_that_fails_or_takes_too_long() -> None:
+    failed, stuck = replicas(("new", ""), ("old", "error")), replicas(("old", "loading"))
+    service = Service((200, {}), failed, *[stuck] * 20)
+    async with service.client() as client:
+        manager = AsyncHotLoadManager(client)
+        with pytest.raises(
+            errors.HotLoadFailedError, match="dep1 did not load snapshot new: 1 of 2 replicas"
+        ) as caught:
+            await manager.hotload_and_wait("dep1", MODEL, "new")
+        assert (caught.value.snapshot, caught.value.deployment) == ("new", "dep1")
+        started = anyio.current_time()
+        with pytest.raises(errors.HotLoadTimeoutError, match="not ready with snapshot new after 9 s: 0 of 1"):
+            await manager.wait_for_hotload("dep1", MODEL, "new", timeout_seconds=9, poll_interval=1)
+        assert anyio.current_time() - started == 9
 
 
 async def test_a_warm_up_is_one_completion() -> None:

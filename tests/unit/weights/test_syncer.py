@@ -165,12 +165,12 @@ async def test_cold_deployments_are_warmed_up_and_that_is_never_an_error() -> No
 async def test_a_deployment_that_is_still_starting_is_waited_for() -> None:
     deployment = Deployment(Trainer())
     deployment.absent = 3
-    assert len(await syncer(deployment).wait_ready()) == 2
+    assert len(await syncer(deployment).wait_for_hotload_ready()) == 2
     deployment.absent = 3
     await goes_on(syncer(deployment), deployment)
     deployment.absent = 10**6
     with pytest.raises(errors.HotLoadTimeoutError, match="deployment dep was not ready after 300 s"):
-        await syncer(deployment).wait_ready()
+        await syncer(deployment).wait_for_hotload_ready()
     with pytest.raises(errors.HotLoadTimeoutError, match="no look at its replicas yet"):
         await syncer(deployment).save_and_hotload("a")
 

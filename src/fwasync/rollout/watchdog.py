@@ -1,0 +1,118 @@
+"""What to say of a run in which nothing moves: which rollouts run, since when, what they do, and where they wait."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import CodeType
+from typing import Any
+
+import anyio
+
+from fwasync.rollout.telemetry import RolloutStatistics
+
+__all__ = ("RunningRollout", "StallReport", "dump_tasks", "waiting_at")
+
+_NAMED = 8
+_PLUMBING = tuple(str(Path(str(module.__file__)).parent) for module in (asyncio, anyio))
+
+
+@dataclass(frozen=True, slots=True)
+class RunningRollout:
+    """One rollout in flight.
+
+    Attributes:
+        row_index: Its row.
+        rollout_index: Which of the row's.
+        attempt: How often the row was tried before.
+        version: The version that it was admitted at.
+        age_s: Seconds since it started.
+        doing: What it says that it does.
+        doing_s: Seconds since it said so.
+        waiting_at: The innermost line of the coroutine that waits, where that is known.
+    """
+
+    row_index: int
+    rollout_index: int
+    attempt: int
+    version: int
+    age_s: float
+    doing: str
+    doing_s: float
+    waiting_at: str
+
+    def __str__(self) -> str:
+        retry = f", retry {self.attempt}" if self.attempt else ""
+        return (
+            f"row {self.row_index}, rollout {self.rollout_index}{retry} (version {self.version}): {self.doing} for "
+            f"{self.doing_s:.1f} s, running for {self.age_s:.1f} s, waits at {self.waiting_at or 'an unknown place'}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StallReport:
+    """Nothing moved for `stalled_s` seconds. As a string it is a text for people.
+
+    Attributes:
+        stalled_s: For how long.
+        statistics: The run at this moment.
+        rollouts: What is in flight, the longest silent first.
+        source_s: For how long the source has been asked for its next row; `None` if it is not being asked.
+        tasks: The stacks of all tasks of the loop.
+    """
+
+    stalled_s: float
+    statistics: RolloutStatistics
+    rollouts: Sequence[RunningRollout]
+    source_s: float | None
+    tasks: str = field(repr=False)
+
+    def __str__(self) -> str:
+        now = self.statistics
+        concurrency = "unlimited" if now.capacity.concurrency is None else now.capacity.concurrency
+        lines = [
+            f"no rollout, row, batch or publication has moved for {self.stalled_s:.1f} s",
+            f"the trainer is {now.trainer} since {now.trainer_s:.1f} s, version {now.version} is published",
+            f"rows: {now.account.in_flight} in flight, {now.account.waiting} kept and not published; room for "
+            f"{now.capacity.staleness} samples by staleness, {concurrency} by concurrency",
+        ]
+        if self.source_s is not None:
+            lines.append(f"the source has been asked for its next row since {self.source_s:.1f} s")
+        if now.worst_lag_s > 1:
+            lines.append(f"the event loop stood still for up to {now.worst_lag_s:.1f} s: something blocks it")
+        lines += [str(rollout) for rollout in self.rollouts[:_NAMED]]
+        if len(self.rollouts) > _NAMED:
+            lines.append(f"and {len(self.rollouts) - _NAMED} more rollouts")
+        return "\n  ".join(lines)
+
+
+def waiting_at(task: asyncio.Task[Any] | None) -> str:
+    """File, line and function of the innermost coroutine that a task waits in; empty if that is not known.
+
+    Those of asyncio and anyio are left out: that somebody sleeps or waits for an event says nothing.
+    """
+    inner: Any = None if task is None or task.done() else task.get_coro()
+    place = ""
+    while inner is not None:
+        frame = getattr(inner, "cr_frame", None) or getattr(inner, "gi_frame", None) or getattr(inner, "ag_frame", None)
+        if frame is None:
+            break
+        code: CodeType = frame.f_code
+        if not code.co_filename.startswith(_PLUMBING):
+            place = f"{code.co_filename}:{frame.f_lineno} in {code.co_qualname}"
+        inner = (
+            getattr(inner, "cr_await", None) or getattr(inner, "gi_yieldfrom", None) or getattr(inner, "ag_await", None)
+        )
+    return place
+
+
+def dump_tasks() -> str:
+    """The stack of every task of the running loop, and the innermost place that it waits at."""
+    text = io.StringIO()
+    for task in sorted(asyncio.all_tasks(), key=lambda task: task.get_name()):
+        print(f"{task.get_name()}: {waiting_at(task)}", file=text)
+        task.print_stack(limit=8, file=text)
+    return text.getvalue()

@@ -1,0 +1,59 @@
+"""The pages of the recipes: their tables are true, their settings train by their command and are what is drawn."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+DOCS = Path(__file__).parents[2] / "docs" / "recipes"
+NAMES = ("sft", "dpo", "orpo")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_defaults_are_as_told(name: str) -> None:
+    fields = importlib.import_module(f"fwasync.recipes.{name}").Config.model_fields
+    table = (DOCS / f"{name}.md").read_text(encoding="utf-8").partition("## Settings")[2]
+    rows = re.findall(r"^\| `(\w+)` \| `(.*?)` \|", table, re.M)
+    assert len(rows) > 10
+    for setting, told in rows:
+        default = fields[setting].default
+        if setting == "adam":
+            assert (told, default.beta2) == ('"default"', 0.999)
+        else:
+            assert (None if told == "none" else json.loads(told)) == default, setting
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_command_trains(name: str, tmp_path: Path) -> None:
+    script = runpy.run_path(str(DOCS / "draw_curves.py"))
+    command = [*script["prepare"](name, tmp_path), "max_steps=3", "--batch-size", "8", "lr_scheduler.warmup_steps=1"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    assert "in 3 steps" in done.stdout
+    records: list[dict[str, Any]] = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert [record["step"] for record in records] == [1, 2, 3]
+    first, *_ = script["CURVES"][name]
+    drawn = script["drawing"](name, tmp_path / "run")
+    assert drawn.count("<polyline") == 2
+    assert script["CURVES"][name][first] in drawn
+    committed = (DOCS / f"{name}.svg").read_text(encoding="utf-8")
+    assert drawn.partition("</style>")[0] == committed.partition("</style>")[0]
+    dry = subprocess.run(
+        [*command, "--dry-run"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=100
+    )
+    assert dry.returncode == 0, dry.stderr
+    assert "3 steps of 8 rows" in dry.stdout
