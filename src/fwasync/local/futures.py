@@ -23,7 +23,10 @@ MAX_BYTES = 512 * 2**20
 
 
 class Slot:
-    """One future: its result once there is one, and until then what holds it up."""
+    """One future: its result once there is one, and until then what holds it up.
+
+    Who does not wait can set `on_wake`, which is called when those who wait are let go.
+    """
 
     __slots__ = ("_changed", "on_wake", "result", "why")
 

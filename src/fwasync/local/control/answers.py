@@ -116,27 +116,27 @@ class _ChoiceWriter:
         self._text += text
 
 
-class _ChoiceWriters(dict[int, _ChoiceWriter]):
-    """The choices of an answer by their index."""
+class _ChoiceWriters:
+    """All choices of an answer as they grow."""
 
     def __init__(self, asked: Asked) -> None:
-        super().__init__()
         self._asked = asked
+        self._writers: dict[int, _ChoiceWriter] = {}
         self._prompt_logprobs: Sequence[float | None] = ()
 
     def add(self, token: SampledToken) -> _ChoiceWriter:
         """Take a sampled token in; returns the choice that it belongs to."""
         self._prompt_logprobs = token.prompt_logprobs or self._prompt_logprobs
-        writer = self.get(token.sample)
+        writer = self._writers.get(token.sample)
         if writer is None:
-            writer = self[token.sample] = _ChoiceWriter(self._asked, token.sample, self._prompt_logprobs)
+            writer = self._writers[token.sample] = _ChoiceWriter(self._asked, token.sample, self._prompt_logprobs)
         writer.add(token)
         return writer
 
     @property
     def sampled(self) -> int:
         """How many tokens were sampled."""
-        return sum(writer.sampled for writer in self.values())
+        return sum(writer.sampled for writer in self._writers.values())
 
 
 def completion_of(asked: Asked, tokens: Iterable[SampledToken], metrics: dict[str, str]) -> Completion:
