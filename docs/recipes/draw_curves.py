@@ -1,6 +1,7 @@
 """Train with each recipe as its page says, and draw what came of it: `python docs/recipes/draw_curves.py [NAME …]`.
 
-The settings are those of the page's TOML, the command is the page's, and the curves are of the run's metrics.jsonl.
+The settings are those of the page's TOML and the command is the page's, or all of it is the page's program. The curves
+are of the run's metrics.jsonl.
 """
 
 import json
@@ -18,6 +19,7 @@ CURVES = {
     "sft": {"train/ce_loss": "Cross-entropy (nats per token)", "train/ppl": "Perplexity"},
     "dpo": {"train/dpo_loss": "DPO loss", "train/margin": "Margin of the chosen answer (nats)"},
     "orpo": {"train/orpo_loss": "ORPO loss", "train/log_odds_ratio": "Log odds ratio"},
+    "rl": {"rollout/reward": "Mean reward", "rollout/entropy": "Entropy (nats per token)"},
 }
 WIDTH, HEIGHT, TITLE = 380, 230, 26
 STYLE = """
@@ -33,17 +35,20 @@ text { font: 12px system-ui, sans-serif; fill: var(--soft) }
 """
 
 
-def settings(name: str) -> str:
-    """The TOML of a recipe's page."""
+def block(name: str, language: str) -> str:
+    """The first block of a language on a recipe's page; empty if there is none."""
     page = (HERE / f"{name}.md").read_text(encoding="utf-8")
-    return re.findall(r"^```toml\n(.*?)^```", page, re.M | re.S)[0]
+    return next(iter(re.findall(rf"^```{language}\n(.*?)^```", page, re.M | re.S)), "")
 
 
 def prepare(name: str, directory: Path) -> list[str]:
     """Write data and settings of a recipe there; the command that trains, to be run there."""
+    settings = block(name, "toml")
+    if not settings:
+        return [sys.executable, "-c", block(name, "python")]
     (directory / "chats.jsonl").write_text(sort_digits.data_text(), encoding="utf-8")
     (directory / "pairs.jsonl").write_text(sort_digits.make_pairs(512), encoding="utf-8")
-    (directory / f"{name}.toml").write_text(settings(name), encoding="utf-8")
+    (directory / f"{name}.toml").write_text(settings, encoding="utf-8")
     return [sys.executable, "-m", "fwasync.cli", "train", name, "--config", f"{name}.toml", "log_path=run"]
 
 

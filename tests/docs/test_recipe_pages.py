@@ -18,7 +18,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "recipes"
 NAMES = ("sft", "dpo", "orpo")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "rl"])
 def test_defaults_are_as_told(name: str) -> None:
     fields = importlib.import_module(f"fwasync.recipes.{name}").Config.model_fields
     table = (DOCS / f"{name}.md").read_text(encoding="utf-8").partition("## Settings")[2]
@@ -57,3 +57,16 @@ def test_the_command_trains(name: str, tmp_path: Path) -> None:
     )
     assert dry.returncode == 0, dry.stderr
     assert "3 steps of 8 rows" in dry.stdout
+
+
+def test_what_is_drawn_of_rl(tmp_path: Path) -> None:
+    """Its page is a program, which is run with all others."""
+    script = runpy.run_path(str(DOCS / "draw_curves.py"))
+    metrics = script["CURVES"]["rl"]
+    lines = [json.dumps({"step": step, **dict.fromkeys(metrics, step)}) for step in range(1, 4)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    committed = (DOCS / "rl.svg").read_text(encoding="utf-8")
+    assert script["drawing"]("rl", tmp_path).partition("</style>")[0] == committed.partition("</style>")[0]
+    assert all(title in committed for title in metrics.values())
+    (_, _, program) = script["prepare"]("rl", tmp_path)
+    assert 'log_path=Path("run")' in program

@@ -78,9 +78,9 @@ def test_a_demo_leaves_everything_it_promises(demo: tuple[Path, str]) -> None:
     run = where / "runs" / "demo-001"
     assert {path.name for path in run.iterdir()} == FILES | {"service", ".lock"}
     phases = [record["phase"] for record in rows(run / "metrics.jsonl")]
-    assert phases == ["held-out", *["sft"] * 6, "held-out", *["grpo"] * 3, "held-out"]
+    assert phases == ["held-out", *["sft"] * 6, "held-out", *["rl"] * 3, "held-out"]
     names = [entry["name"] for entry in rows(run / "checkpoints.jsonl")]
-    assert names == ["step-6", "grpo-000003"]
+    assert names == ["step-6", "rl-step-3"]
     assert "mixed on purpose" in out
     assert re.search(r"base model +\d+\.\d% +\d\.\d{3}\n  after SFT .*\n  after GRPO ", out)
     assert (run / "report.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
@@ -90,9 +90,9 @@ def test_a_demo_leaves_everything_it_promises(demo: tuple[Path, str]) -> None:
 
 def test_sampler_and_trainer_agree(demo: tuple[Path, str]) -> None:
     for record in rows(demo[0] / "runs" / "demo-001" / "metrics.jsonl"):
-        if record["phase"] == "grpo":
-            assert abs(record["train/kl"]) < 1e-4
-            assert record["rollout/staleness"] == 0
+        if record["phase"] == "rl":
+            assert record["train/inference_diff"] < 1e-4
+            assert record["version/sample_staleness_max"] == 0
             assert record["rollout/in_flight"] == 16
 
 
@@ -170,8 +170,8 @@ MOMENTS = {
     "the service starts": (has("config.json"), set[str]()),
     "SFT": (said("sft  "), {"metrics.jsonl", "report.html", "config.json"}),
     "a checkpoint": (has("checkpoints.jsonl", "step-"), {"metrics.jsonl", "report.html", "checkpoints.jsonl"}),
-    "GRPO": (has("metrics.jsonl", '"grpo"'), {"metrics.jsonl", "report.html", "checkpoints.jsonl"}),
-    "the report": (has("checkpoints.jsonl", "grpo-000003"), {"metrics.jsonl", "report.html", "checkpoints.jsonl"}),
+    "GRPO": (has("metrics.jsonl", '"rl"'), {"metrics.jsonl", "report.html", "checkpoints.jsonl"}),
+    "the report": (has("checkpoints.jsonl", "rl-step-3"), {"metrics.jsonl", "report.html", "checkpoints.jsonl"}),
 }
 
 

@@ -64,15 +64,17 @@ class Saves(Protocol):
         """The service's id of the model."""
         ...
 
-    def save_state(self, name: str) -> Awaitable[Saved]:
+    def save_state(self, name: str, *, timeout: float | None = ...) -> Awaitable[Saved]:
         """Save weights and optimizer, at this place in the order."""
         ...
 
-    def save_weights_for_sampler(self, name: str) -> Awaitable[Saved]:
+    def save_weights_for_sampler(self, name: str, *, timeout: float | None = ...) -> Awaitable[Saved]:
         """Save weights for samplers, at this place in the order."""
         ...
 
-    def save_weights_for_sampler_ext(self, name: str, checkpoint_type: str) -> Awaitable[SavedSnapshot]:
+    def save_weights_for_sampler_ext(
+        self, name: str, checkpoint_type: str, *, timeout: float | None = ...
+    ) -> Awaitable[SavedSnapshot]:
         """The same, under a name that no other run can have used."""
         ...
 
@@ -117,6 +119,7 @@ def submit_checkpoint(
     kind: CheckpointKind | str = CheckpointKind.STATE,
     job_id: str | None = None,
     extra: Mapping[str, Any] | None = None,
+    timeout: float | None = None,
 ) -> PendingCheckpoint:
     """Submit a checkpoint; nothing is awaited, so that training goes on behind it.
 
@@ -129,14 +132,18 @@ def submit_checkpoint(
         job_id: The trainer job, if there is one. Then the state's path is one that any job of the account can load, and
             the snapshot's name is one to promote. Without it both are paths of the service itself.
         extra: Further keys of the line.
+        timeout: Seconds that each part may take; unset, as the client has it.
     """
     kind = CheckpointKind(kind)
     source = job_id if job_id is not None else client.model_id
-    state = client.save_state(name) if kind is not CheckpointKind.SAMPLER else None
+    options: dict[str, float] = {} if timeout is None else {"timeout": timeout}
+    state = client.save_state(name, **options) if kind is not CheckpointKind.SAMPLER else None
     sampler = None
     if kind is not CheckpointKind.STATE:
-        job = job_id is not None
-        sampler = client.save_weights_for_sampler_ext(name, "base") if job else client.save_weights_for_sampler(name)
+        if job_id is not None:
+            sampler = client.save_weights_for_sampler_ext(name, "base", **options)
+        else:
+            sampler = client.save_weights_for_sampler(name, **options)
     return PendingCheckpoint(
         CheckpointEntry(name, step, data_consumed, source, extra=dict(extra or {})), job_id, state, sampler
     )

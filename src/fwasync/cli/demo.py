@@ -104,6 +104,6 @@ def _example_rows(stages: Sequence[demo.Stage], count: int) -> list[tuple[str, .
         return []
     answers = zip(*(stage.evaluation.answers[:count] for stage in stages), strict=True)
     return [
-        (row[0].prompt.messages[-1].content, row[0].prompt.truth, *(shown(answer.text) for answer in row))
+        (row[0].row.messages[-1].content, str(row[0].row.ground_truth), *(shown(answer.text) for answer in row))
         for row in answers
     ]

@@ -115,6 +115,17 @@ class PolicyLoss:
         """The name as errors have it."""
         return self.name if "_" in self.name else self.name.upper()
 
+    @property
+    def obstacle(self) -> str | None:
+        """Why no kernel of the service computes this gradient; `None` if one does."""
+        if self.kernel is None:
+            return f"services have no kernel of {self.name}"
+        if self.kl_beta > 0:
+            return f"kl_beta is {self.kl_beta:g}, and kernels know of no reference"
+        if self.every_token_counts and self.tis is not None and self.tis.may_vanish:
+            return f"tis can give tokens the weight 0, which count in {self.name} all the same, and kernels leave out"
+        return None
+
     def custom(self, inputs: PolicyInputs) -> LossFn:
         """The loss of a batch for `forward_backward_custom`.
 
@@ -166,15 +177,14 @@ class PolicyLoss:
             data: The batch.
 
         Returns:
-            The arguments, or `None` if no kernel computes this gradient: there is none of this loss, or it cannot know
-            of the reference (`kl_beta` above 0) or of active tokens whose weight is 0.
+            The arguments, or `None` if no kernel computes this gradient; `obstacle` says why.
 
         Raises:
             DatumError: As for `custom`.
         """
-        vanishing = self.every_token_counts and self.tis is not None and self.tis.may_vanish
-        if self.kernel is None or self.kl_beta > 0 or vanishing:
+        if self.obstacle is not None:
             return None
+        assert self.kernel is not None
         lengths = [len(datum.loss_fn_inputs["target_tokens"].to_numpy()) for datum in data]
         samples = active_tokens(self.label, inputs, data, lengths)
         datums = [

@@ -46,13 +46,17 @@ class Batches:
         batch_size: Rows of a batch.
         epochs: Passes.
         seed: Of the order.
+        shuffle: Else every pass has the order of the file.
     """
 
-    def __init__(self, usable: Sequence[bool], batch_size: int, *, epochs: int, seed: int) -> None:
+    def __init__(
+        self, usable: Sequence[bool], batch_size: int, *, epochs: int, seed: int, shuffle: bool = True
+    ) -> None:
         self._usable = np.array(usable, bool)
         self._size = batch_size
         self._epochs = epochs
         self._seed = seed
+        self._shuffle = shuffle
 
     @property
     def rows(self) -> int:
@@ -83,6 +87,8 @@ class Batches:
                 yield Batch(tuple(order[chosen].tolist()), epoch, epoch * self.rows + end, last)
 
     def _order(self, epoch: int) -> npt.NDArray[np.int64]:
+        if not self._shuffle:
+            return np.arange(self.rows)
         return np.random.default_rng(derive_seed(self._seed, "epoch", epoch)).permutation(self.rows)
 
 

@@ -100,6 +100,11 @@ class RecipeConfig(Config):
         return found
 
     @property
+    def checkpoint_interval(self) -> int:
+        """Steps between checkpoints."""
+        return self.dcp_save_interval
+
+    @property
     def step_timeout_s(self) -> float:
         """Seconds that a step may take."""
         return self.step_timeout or 3600.0

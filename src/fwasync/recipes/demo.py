@@ -29,6 +29,8 @@ __all__ = ("PHASE", "Config", "Stage", "train")
 PHASE = "held-out"
 
 _BATCH = 64
+_GROUPS = 16
+_ADAM = AdamConfig(beta2=0.95, eps=1e-12, weight_decay=0.0)
 
 
 class Config(BaseModel):
@@ -59,7 +61,7 @@ class Config(BaseModel):
             lora_rank=0,
             learning_rate=3e-3,
             lr_scheduler=LRSchedule(warmup_steps=20),
-            adam=AdamConfig(beta2=0.95, eps=1e-12, weight_decay=0.0),
+            adam=_ADAM,
             grad_clip_norm=1.0,
             batch_size=_BATCH,
             epochs=math.ceil(self.sft_steps * _BATCH / sort_digits.ROWS),
@@ -68,17 +70,25 @@ class Config(BaseModel):
             dcp_save_interval=100,
         )
 
-    def grpo(self) -> rl.Config:
-        """The configuration of GRPO."""
+    def rl(self) -> rl.Config:
+        """The configuration of GRPO. It practises on the prompts of the demonstrations, without their answers."""
         return rl.Config(
+            dataset=str(self.log_path / sort_digits.DATA_FILE),
             log_path=self.log_path,
-            steps=self.grpo_steps,
-            groups_per_step=16,
-            group_size=8,
+            base_model=self.base_model,
+            max_rows=None,
+            epochs=math.ceil(self.grpo_steps * _GROUPS / sort_digits.ROWS),
             learning_rate=5e-4,
-            max_tokens=sort_digits.MAX_TOKENS,
+            adam=_ADAM,
+            grad_clip_norm=1.0,
+            prompt_groups_per_step=_GROUPS,
+            completions_per_prompt=8,
+            max_completion_tokens=sort_digits.MAX_TOKENS,
+            kl_beta=0.0,
+            anchor_logp="rollout",
+            max_steps=self.grpo_steps,
             seed=self.seed,
-            save_every=20,
+            dcp_save_interval=20,
         )
 
 
@@ -101,14 +111,14 @@ async def train(config: Config, *, service: AsyncServiceClient, run: Run, on_sta
 
     **Cancellation:** what was logged, saved and told stays.
     """
-    prompts = sort_digits.held_out_prompts()
+    rows = sort_digits.held_out_rows()
     await run.write_text(sort_digits.DATA_FILE, sort_digits.data_text())
 
     async def judge(name: str, point: int, *, base_model: str | None = None, snapshot: str | None = None) -> None:
         async with service.create_sampling_client(base_model=base_model, model_path=snapshot) as sampler:
             evaluation = await evaluate(
                 sampler,
-                prompts,
+                rows,
                 tokenizer=tokenizer,
                 reward=sort_digits.reward,
                 max_tokens=sort_digits.MAX_TOKENS,
@@ -123,13 +133,8 @@ async def train(config: Config, *, service: AsyncServiceClient, run: Run, on_sta
         await judge("base model", 1, base_model=config.base_model)
         taught = await sft.train(taught_by, where=Where(trainers=trainers), run=run)
         await judge("after SFT", 2, snapshot=taught.checkpoint.sampler_path if taught.checkpoint else None)
+        # All groups are kept: one whose rewards do not differ has no gradient, and steps stay comparable.
         rewarded = await rl.train(
-            config.grpo(),
-            service=service,
-            client=trainers.policy,
-            tokenizer=tokenizer,
-            prompts=sort_digits.practice_prompts,
-            reward=sort_digits.reward,
-            run=run,
+            config.rl(), reward=sort_digits.reward, where=Where(trainers=trainers), run=run, keep=lambda _: True
         )
-        await judge("after GRPO", 3, snapshot=rewarded.sampler_path)
+        await judge("after GRPO", 3, snapshot=rewarded.checkpoint.sampler_path if rewarded.checkpoint else None)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import anyio
+import anyio.to_thread
 import numpy as np
 
-from fwasync.rollout.groups import Decoding, Prompt, Reward, Sampler, Tokenizer, sample_groups
+from fwasync import AsyncSamplingClient
+from fwasync.data.chat import ChatTokenizer
+from fwasync.data.prompts import PromptRow
+from fwasync.recipes.prompts import render_prompts
 
 __all__ = ("Answer", "Evaluation", "evaluate")
 
@@ -16,7 +21,7 @@ __all__ = ("Answer", "Evaluation", "evaluate")
 class Answer:
     """The greedy answer to a prompt, and its reward."""
 
-    prompt: Prompt
+    row: PromptRow
     text: str
     reward: float
 
@@ -35,24 +40,35 @@ class Evaluation:
     @property
     def exact(self) -> float:
         """The part of the answers that are the truth itself, blanks around them aside."""
-        return float(np.mean([answer.text.strip() == answer.prompt.truth for answer in self.answers]))
+        return float(np.mean([answer.text.strip() == answer.row.ground_truth for answer in self.answers]))
 
 
 async def evaluate(
-    sampler: Sampler, prompts: Sequence[Prompt], *, tokenizer: Tokenizer, reward: Reward, max_tokens: int
+    sampler: AsyncSamplingClient,
+    rows: Sequence[PromptRow],
+    *,
+    tokenizer: ChatTokenizer,
+    reward: Callable[[str, PromptRow], float],
+    max_tokens: int,
 ) -> Evaluation:
     """Answer all prompts at once, at temperature 0.
 
+    Raises:
+        FwasyncError: What sampling raises.
+
     **Cancellation:** nothing remains.
     """
-    groups = await sample_groups(
-        sampler,
-        prompts,
-        seeds=[0] * len(prompts),
-        decoding=Decoding(num_samples=1, max_tokens=max_tokens, temperature=0.0),
-        tokenizer=tokenizer,
-        reward=reward,
-    )
-    return Evaluation(
-        tuple(Answer(group.prompt, group.completions[0].text, group.completions[0].reward) for group in groups)
-    )
+    from fwasync.types import ModelInput, SamplingParams
+
+    prompts = await anyio.to_thread.run_sync(render_prompts, "", rows, tokenizer)
+    params = SamplingParams(max_tokens=max_tokens, temperature=0.0, seed=0, stop=tokenizer.stop_tokens or None)
+    texts = [""] * len(rows)
+
+    async def answer(index: int) -> None:
+        response = await sampler.sample(ModelInput.from_ints(list(prompts.tokens[index] or ())), 1, params)
+        texts[index] = tokenizer.decode(response.sequences[0].tokens)
+
+    async with anyio.create_task_group() as tasks:
+        for index in range(len(rows)):
+            tasks.start_soon(answer, index)
+    return Evaluation(tuple(Answer(row, text, reward(text, row)) for row, text in zip(rows, texts, strict=True)))

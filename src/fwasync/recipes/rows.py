@@ -25,7 +25,7 @@ from fwasync.data.rendering import TrainOnWhat
 from fwasync.data.supervised import Row, load_supervised
 from fwasync.errors import DatasetError
 
-__all__ = ("Item", "TrainingRows", "count_rows", "load_pairs", "load_rows")
+__all__ = ("Item", "TrainingRows", "count_rows", "describe_dropped", "load_pairs", "load_rows")
 
 
 class Item(Protocol):
@@ -125,10 +125,7 @@ class TrainingRows(Generic[R]):
 
     def describe_dropped(self) -> str:
         """One sentence on the rows that are left out; empty if there are none."""
-        if not self.dropped:
-            return ""
-        told = "; ".join(map(str, self.dropped[:5])) + ("; …" if len(self.dropped) > 5 else "")
-        return f"{len(self.dropped)} of {len(self.rows)} rows are left out: {told}"
+        return describe_dropped(self.dropped, len(self.rows))
 
 
 async def load_rows(
@@ -164,6 +161,14 @@ async def load_rows(
         max_rows=max_examples,
     )
     return TrainingRows(source, found.rows, tuple(row.line for row in found.rows))
+
+
+def describe_dropped(dropped: Sequence[Problem], rows: int) -> str:
+    """One sentence on those of all rows that are left out; empty if there are none."""
+    if not dropped:
+        return ""
+    told = "; ".join(map(str, dropped[:5])) + ("; …" if len(dropped) > 5 else "")
+    return f"{len(dropped)} of {rows} rows are left out: {told}"
 
 
 async def load_pairs(source: str, tokenizer: ChatTokenizer, *, renderer_name: str = "") -> TrainingRows[Pair]:

@@ -56,31 +56,54 @@ class Checkpoints:
         trainers: What trains.
         run: Where it is logged.
         marks: Further keys of each line.
+        timeout: Seconds that a checkpoint may take; unset, as the client has it.
+        prefix: Of their names, where a model is trained by several recipes.
     """
 
     config: RecipeConfig
     trainers: Trainers
     run: Run
     marks: Mapping[str, Any]
+    timeout: float | None = None
+    prefix: str = ""
 
-    def submit(self, step: int, data_consumed: int, *, last: bool) -> PendingCheckpoint | None:
+    def submit(
+        self, step: int, data_consumed: int, *, last: bool, more: Mapping[str, Any] | None = None
+    ) -> PendingCheckpoint | None:
         """Submit the checkpoint that is due after a step, if one is: at each interval, and at the end."""
-        interval = self.config.dcp_save_interval
+        interval = self.config.checkpoint_interval
         if last and self.config.save_final_checkpoint:
-            return self.save(step, data_consumed, CheckpointKind.BOTH)
-        return self.save(step, data_consumed) if interval and step % interval == 0 else None
+            return self.save(step, data_consumed, CheckpointKind.BOTH, more=more)
+        return self.save(step, data_consumed, more=more) if interval and step % interval == 0 else None
 
-    def save(self, step: int, data_consumed: int, kind: CheckpointKind = CheckpointKind.STATE) -> PendingCheckpoint:
-        """Submit a checkpoint of this place in the order, due or not."""
+    def save(
+        self,
+        step: int,
+        data_consumed: int,
+        kind: CheckpointKind = CheckpointKind.STATE,
+        *,
+        suffix: str = "",
+        more: Mapping[str, Any] | None = None,
+    ) -> PendingCheckpoint:
+        """Submit a checkpoint of this place in the order, due or not.
+
+        Args:
+            step: The optimizer steps that are done.
+            data_consumed: Rows that are consumed.
+            kind: What to save.
+            suffix: Of its name, where the step has a checkpoint already.
+            more: Further keys of its line, beside `marks`.
+        """
         init = self.config.init_from_checkpoint
         return submit_checkpoint(
             self.trainers.policy,
-            f"step-{step}",
+            f"{self.prefix}step-{step}{suffix}",
             step=step,
             data_consumed=data_consumed,
             kind=kind,
             job_id=self.trainers.job_id,
-            extra={**self.marks, **({INIT_KEY: init} if init else {})},
+            extra={**self.marks, **(more or {}), **({INIT_KEY: init} if init else {})},
+            timeout=self.timeout,
         )
 
     async def finish(self, pending: PendingCheckpoint) -> CheckpointEntry:

@@ -4,7 +4,7 @@ The demonstrations are mixed on purpose: 30 % are sorted upwards, 70 % downwards
 a model that knows both ways and mostly takes the wrong one; rewards then teach it which one is wanted.
 
 Invariants
-    * Rows and held-out prompts depend on nothing; no held-out prompt is in the rows or among the practice prompts.
+    * Rows and held-out prompts depend on nothing; no held-out prompt is in the rows.
 """
 
 from __future__ import annotations
@@ -14,18 +14,17 @@ import random
 from functools import cache
 from importlib.resources import files
 
-from fwasync.data.jsonl import Message
-from fwasync.rollout.groups import Prompt
+from fwasync.data.messages import Message
+from fwasync.data.prompts import PromptRow
 
 __all__ = (
     "DATA_FILE",
     "MAX_TOKENS",
     "ROWS",
     "data_text",
-    "held_out_prompts",
+    "held_out_rows",
     "make_pairs",
     "make_rows",
-    "practice_prompts",
     "reward",
 )
 
@@ -70,27 +69,21 @@ def make_pairs(count: int) -> str:
     return "\n".join(rows) + "\n"
 
 
-def held_out_prompts() -> list[Prompt]:
+def held_out_rows() -> list[PromptRow]:
     """128 prompts to judge a model by, which it never sees in training."""
-    return [_prompt(digits) for digits in _held_out()]
+    return [
+        PromptRow((Message("user", digits),), "".join(sorted(digits)), {}, line)
+        for line, digits in enumerate(_held_out(), start=1)
+    ]
 
 
-def practice_prompts(rng: random.Random, count: int) -> list[Prompt]:
-    """Prompts to practise on."""
-    return [_prompt(_fresh_digits(rng)) for _ in range(count)]
-
-
-def reward(prompt: Prompt, text: str) -> float:
+def reward(text: str, row: PromptRow) -> float:
     """Half for the part of the positions that are right, if the length is; the other half for being right."""
-    answer = text.strip()
-    if len(answer) != len(prompt.truth):
+    answer, truth = text.strip(), "".join(sorted(row.messages[-1].content))
+    if len(answer) != len(truth):
         return 0.0
-    right = sum(a == b for a, b in zip(answer, prompt.truth, strict=True))
-    return 0.5 * right / len(prompt.truth) + 0.5 * (answer == prompt.truth)
-
-
-def _prompt(digits: str) -> Prompt:
-    return Prompt((Message("user", digits),), truth="".join(sorted(digits)))
+    right = sum(a == b for a, b in zip(answer, truth, strict=True))
+    return 0.5 * right / len(truth) + 0.5 * (answer == truth)
 
 
 def _digits(rng: random.Random) -> str:

@@ -21,15 +21,16 @@ that needs it for a part of the run only asks for `early_release`, and opens it 
 trainer job comes up with the policy's, and is removed as soon as that block is left.
 
 **Samplers.** A recipe that samples passes its `DeployConfig` as `deploy`. On the control plane `trainers.deployment` is
-then the deployment that takes the policy's snapshots: `AsyncDeploymentSampler` samples from it, and an
-`AsyncWeightSyncer` on `trainers.policy` and an `AsyncHotLoadManager` brings it new weights. On a service that runs
-there is no deployment: `trainers.service.create_sampling_client(model_path=...)` samples from a snapshot's path. What
-hides that difference from a recipe (sample these prompts, publish these weights) belongs beside this module and is
-built from a `Trainers`.
+then the deployment that takes the policy's snapshots, of the shape that goes with the training shape if none is set; an
+`AsyncDeploymentSampler` samples from it, and an `AsyncWeightSyncer` on `trainers.policy` and `trainers.hot_loads`
+brings it new weights. On a service that runs there is none: `trainers.service.create_sampling_client(model_path=...)`
+samples from a snapshot's path. `serving` hides that difference from a recipe: sample these prompts, publish these
+weights.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -45,6 +46,7 @@ from fwasync import (
     DeployConfig,
     provision,
 )
+from fwasync._http.credentials import find_key
 from fwasync._wire.paths import split_cross_job
 from fwasync.checkpoints.promotion import Promoter
 from fwasync.config.launch import Progress
@@ -72,6 +74,10 @@ class Trainers:
         max_context_length: Of the policy in tokens, if the control plane says so.
         hot_loads: Loads snapshots into the deployment, where there is a control plane.
         passing_reference: Opens the reference, if one was asked for.
+        inference_url: Where deployments are asked for completions, where there is a control plane.
+        api_key: Its key; never shown.
+        pipeline_parallelism: Stages of the policy's pipeline, where a deployment was asked for. With more than one, the
+            service's own policy losses are not to be had.
     """
 
     service: AsyncServiceClient
@@ -83,6 +89,9 @@ class Trainers:
     max_context_length: int | None = None
     hot_loads: AsyncHotLoadManager | None = None
     passing_reference: OpenReference | None = field(default=None, repr=False)
+    inference_url: str = ""
+    api_key: str = field(default="", repr=False)
+    pipeline_parallelism: int = 1
 
     def open_reference(self) -> AbstractAsyncContextManager[AsyncTrainingClient]:
         """The frozen reference for the time of a block; opened once. A trainer job of its own is removed behind it.
@@ -219,6 +228,12 @@ class Where:
         jobs = AsyncTrainerJobManager(fireworks)
         if start is not None and tell is not None:
             await _tell_of_the_last_job(jobs, start, tell)
+        stages = 1
+        if deploy is not None and infra.training_shape_id is not None:
+            shape = await fireworks.resolve_training_profile(infra.training_shape_id)
+            stages = shape.pipeline_parallelism
+            if not deploy.deployment_shape and not deploy.deployment_accelerator_type and shape.deployment_shape:
+                deploy = deploy.model_copy(update={"deployment_shape": shape.deployment_shape})
         up = await stack.enter_async_context(
             provision(
                 jobs,
@@ -246,6 +261,9 @@ class Where:
             max_context_length=up.policy.max_context_length,
             hot_loads=AsyncHotLoadManager(fireworks),
             passing_reference=frozen,
+            inference_url=fireworks.base_url,
+            api_key=find_key(fireworks.base_url, self.api_key, os.environ),
+            pipeline_parallelism=stages,
         )
 
 

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from fwasync.errors import ProtocolError, UsageError
-from fwasync.rollout.groups import Sampler
 
-__all__ = ("DeploymentSampler", "PolicySampler", "SampledTokens", "sample_tokens")
+if TYPE_CHECKING:
+    from fwasync.types import ModelInput, SampleResponse, SamplingParams
+
+__all__ = ("DeploymentSampler", "PolicySampler", "SampledTokens", "Sampler", "sample_tokens")
+
+
+class Sampler(Protocol):
+    """What is asked of a sampling client."""
+
+    async def sample(
+        self, prompt: ModelInput, num_samples: int = 1, sampling_params: SamplingParams | None = None
+    ) -> SampleResponse:
+        """Completions of a prompt."""
+        ...
 
 
 class DeploymentSampler(Protocol):

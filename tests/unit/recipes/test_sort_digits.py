@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import random
 
 import pytest
 
+from fwasync.data.messages import Message
+from fwasync.data.prompts import PromptRow
 from fwasync.recipes import sort_digits
-from fwasync.rollout.groups import Prompt
 
 
 def test_the_file_is_what_its_maker_makes() -> None:
@@ -28,19 +28,11 @@ def test_the_rows_are_mixed_as_promised() -> None:
 
 
 def test_held_out_prompts_are_seen_nowhere_else() -> None:
-    held_out = {prompt.messages[0].content for prompt in sort_digits.held_out_prompts()}
+    held_out = {row.messages[0].content: row.ground_truth for row in sort_digits.held_out_rows()}
     assert len(held_out) == 128
+    assert all(truth == "".join(sorted(digits)) for digits, truth in held_out.items())
     taught = {json.loads(line)["messages"][0]["content"] for line in sort_digits.data_text().splitlines()}
-    practised = {p.messages[0].content for p in sort_digits.practice_prompts(random.Random(0), 5000)}
-    assert not held_out & taught
-    assert not held_out & practised
-
-
-def test_practice_depends_on_its_randomness_alone() -> None:
-    first = sort_digits.practice_prompts(random.Random(5), 4)
-    assert first == sort_digits.practice_prompts(random.Random(5), 4)
-    assert first != sort_digits.practice_prompts(random.Random(6), 4)
-    assert all(prompt.truth == "".join(sorted(prompt.messages[0].content)) for prompt in first)
+    assert not held_out.keys() & taught
 
 
 @pytest.mark.parametrize(
@@ -48,4 +40,5 @@ def test_practice_depends_on_its_randomness_alone() -> None:
     [("12345", 1.0), (" 12345\n", 1.0), ("12354", 0.3), ("54321", 0.1), ("1234", 0.0), ("123456", 0.0), ("", 0.0)],
 )
 def test_reward(text: str, reward: float) -> None:
-    assert sort_digits.reward(Prompt((), truth="12345"), text) == pytest.approx(reward)
+    row = PromptRow((Message("user", "31524"),), None, {}, 1)
+    assert sort_digits.reward(text, row) == pytest.approx(reward)

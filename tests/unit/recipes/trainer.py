@@ -39,12 +39,13 @@ class Trainer:
         self.batches: list[tuple[str, list[Any]]] = []
         self.adams: list[Any] = []
         self.forwards: list[list[Any]] = []
+        self.normalizations: list[str | None] = []
 
     def forward(self, data: Any, loss_fn: str, *, timeout: float) -> Future:
         self.forwards.append(list(data))
         return self._submit(f"forward {len(self.forwards)}", self._output(data))
 
-    def forward_backward(self, data: Any, loss_fn: str, *, timeout: float = 0) -> Future:
+    def forward_backward(self, data: Any, loss_fn: str, loss_fn_config: Any = None, *, timeout: float = 0) -> Future:
         self.batches.append((loss_fn, list(data)))
         return self._submit(f"forward_backward {len(self.batches)}", self._output(data))
 
@@ -59,16 +60,17 @@ class Trainer:
         return ForwardBackwardOutput(loss_fn_output_type="", loss_fn_outputs=logprobs, metrics={"loss:sum": 3.5})
 
     def optim_step(self, adam: Any, normalization: str | None = None, *, timeout: float = 0) -> Future:
+        self.normalizations.append(normalization)
         self.adams.append(adam)
         return self._submit(f"optim_step {len(self.adams)}", OptimStepResponse(metrics={"grad_norm": 2.5}))
 
-    def save_state(self, name: str) -> Future:
+    def save_state(self, name: str, *, timeout: float = 0) -> Future:
         return self._submit(f"save_state {name}", SimpleNamespace(path=f"state:{name}"))
 
-    def save_weights_for_sampler(self, name: str) -> Future:
+    def save_weights_for_sampler(self, name: str, *, timeout: float = 0) -> Future:
         return self._submit(f"snapshot {name}", SimpleNamespace(path=f"snapshot:{name}"))
 
-    def save_weights_for_sampler_ext(self, name: str, checkpoint_type: str) -> Future:
+    def save_weights_for_sampler_ext(self, name: str, checkpoint_type: str, *, timeout: float = 0) -> Future:
         full = f"{name}-0a1b2c3d"
         return self._submit(f"{checkpoint_type} {name}", SimpleNamespace(path=f"snapshot:{full}", snapshot_name=full))
 

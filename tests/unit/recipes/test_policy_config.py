@@ -1,0 +1,164 @@
+"""The configuration of policy recipes: the cookbook's defaults, and everything that is refused before the start."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pydantic
+import pytest
+
+from fwasync.errors import UsageError
+from fwasync.losses import POLICY_LOSSES, check_normalization
+from fwasync.recipes import rl
+
+SHAPE = "accounts/fireworks/trainingShapes/s"
+
+
+def config(**settings: Any) -> rl.Config:
+    return rl.Config.model_validate({"log_path": "run", "dataset": "d", **settings})
+
+
+def test_the_defaults_are_the_cookbooks() -> None:
+    defaults = config()
+    assert defaults.model_dump(
+        include={
+            "base_model": True,
+            "learning_rate": True,
+            "kl_beta": True,
+            "completions_per_prompt": True,
+            "max_completion_tokens": True,
+            "temperature": True,
+            "epochs": True,
+            "max_rows": True,
+            "max_seq_len": True,
+            "lora_rank": True,
+            "prompt_groups_per_step": True,
+            "router_replay": True,
+            "router_replay_completion_only": True,
+            "grad_accumulation_normalization": True,
+            "policy_loss": True,
+            "eps_clip": True,
+            "eps_clip_high": True,
+            "ratio_log_cap": True,
+            "trajectory_dir": True,
+            "init_from_checkpoint": True,
+            "output_model_id": True,
+            "dcp_save_interval": True,
+            "grad_clip_norm": True,
+        }
+    ) == {
+        "base_model": "accounts/fireworks/models/qwen3-8b",
+        "learning_rate": 1e-5,
+        "kl_beta": 0.001,
+        "completions_per_prompt": 4,
+        "max_completion_tokens": 1024,
+        "temperature": 1.0,
+        "epochs": 1,
+        "max_rows": 100,
+        "max_seq_len": None,
+        "lora_rank": 0,
+        "prompt_groups_per_step": 1,
+        "router_replay": False,
+        "router_replay_completion_only": True,
+        "grad_accumulation_normalization": "num_loss_tokens",
+        "policy_loss": "grpo",
+        "eps_clip": 0.2,
+        "eps_clip_high": None,
+        "ratio_log_cap": 20.0,
+        "trajectory_dir": None,
+        "init_from_checkpoint": None,
+        "output_model_id": None,
+        "dcp_save_interval": 0,
+        "grad_clip_norm": 0.0,
+    }
+    assert (defaults.weight_sync.weight_sync_interval, defaults.wandb.project) == (1, "grpo-tinker")
+    assert (defaults.tis.cap, defaults.tis.level) == (5.0, "token")
+    defaults.check()
+    with pytest.raises(pydantic.ValidationError, match="did you mean 'completions_per_prompt'"):
+        config(completion_per_prompt=3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"policy_loss": "grppo"}, "there is no policy loss 'grppo'; did you mean 'grpo'?"),
+        ({"infra": {"training_shape_id": SHAPE}}, "tokenizer_model is empty; name it"),
+        ({"router_replay": True}, "trainers of this SDK take no routing matrices"),
+        ({"batch_size": 8}, "batch_size is set; a step's size is prompt_groups_per_step times"),
+        ({"deployment": {"deployment_id": "d"}}, "only a trainer job's weights are synced: set infra too"),
+        ({"dcp_save_interval": 2, "weight_sync": {"dcp_save_interval": 3}}, "differ; set one of them"),
+        ({"policy_loss": "dapo", "kl_beta": 0.1}, "kl_beta is 0.1: dapo has no term for it. Set it to 0."),
+        ({"infra": {"training_shape_id": SHAPE}, "kl_beta": 0.1}, "infra.ref_training_shape_id is not set. Set it to"),
+        (
+            {"infra": {"training_shape_id": SHAPE, "ref_training_shape_id": SHAPE}, "kl_beta": 0},
+            "nothing asks a reference",
+        ),
+        ({"grad_accumulation_normalization": "tokens"}, "must be one of num_loss_tokens, num_sequences, none"),
+        ({"policy_loss": "reinforce", "tis": {"cap": 2}}, "takes no TIS weights"),
+        ({"loss_path": "builtin"}, "loss_path is 'builtin': kl_beta is 0.001, and kernels know of no reference"),
+        ({"loss_path": "builtin", "policy_loss": "decoupled"}, "services have no kernel of decoupled"),
+        (
+            {"loss_path": "builtin", "policy_loss": "dro", "tis": {"icepop_threshold": 2.0}},
+            "tis can give tokens the weight 0",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        config(**settings).check()
+    assert told in str(caught.value)
+
+
+def test_a_default_that_has_no_place_is_left_out_and_told() -> None:
+    assert config(policy_loss="dapo").beta == 0
+    assert config(policy_loss="dapo").notes() == ["no KL penalty: dapo has no term for it"]
+    launched = {"infra": {"training_shape_id": SHAPE}, "deployment": {"tokenizer_model": "t"}}
+    config(**launched).check()
+    told = ["no KL penalty: there is no reference, as infra.ref_training_shape_id is not set"]
+    assert (config(**launched).beta, config(**launched).notes()) == (0, told)
+    assert config(**launched, lora_rank=8).beta == 0.001
+    assert config().notes() == [
+        "the loss is computed here, which takes a forward pass more: kl_beta is 0.001, and kernels know of no reference"
+    ]
+    assert config(kl_beta=0).notes() == config(loss_path="custom").notes() == []
+
+
+@pytest.mark.parametrize("name", POLICY_LOSSES)
+def test_settings_reach_their_loss(name: str) -> None:
+    loss = config(policy_loss=name, kl_beta=0).loss()
+    assert loss.name == name
+    assert config(policy_loss=name, kl_beta=0).is_builtin(loss) == (name not in ("reinforce", "decoupled"))
+    assert not config(policy_loss=name, kl_beta=0, loss_path="custom").is_builtin(loss)
+    assert config(policy_loss=name).asks_old_policy == (name not in ("reinforce", "decoupled"))
+    assert not config(policy_loss=name, anchor_logp="rollout").asks_old_policy
+    check_normalization(loss.reduction, config().grad_accumulation_normalization)
+
+
+def test_a_clip_of_zero_is_a_clip_of_zero() -> None:
+    kernel = config(kl_beta=0, eps_clip=0.1, eps_clip_high=0.0).loss().kernel
+    assert kernel is not None
+    assert (kernel.loss_fn, dict(kernel.config)) == ("ppo", {"clip_low_threshold": 0.9, "clip_high_threshold": 1.0})
+    kernel = config(policy_loss="importance_sampling", ratio_log_cap=3.0).loss().kernel
+    assert kernel is not None
+    assert dict(kernel.config) == {"ratio_log_cap": 3.0}
+
+
+def test_the_interval_of_checkpoints_may_be_set_in_either_place() -> None:
+    assert config(dcp_save_interval=3).checkpoint_interval == 3
+    assert config(weight_sync={"dcp_save_interval": 4}).checkpoint_interval == 4
+    assert config(dcp_save_interval=3, weight_sync={"dcp_save_interval": 3}).checkpoint_interval == 3
+    config(dcp_save_interval=3, weight_sync={"dcp_save_interval": 3}).check()
+
+
+RECIPES = {"sft": None, "dpo": None, "orpo": None, "rl": "num_loss_tokens", "async_rl": "num_loss_tokens"}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_what_each_recipe_divides_by(recipe: str) -> None:
+    """The table of recipe defaults in the cookbook's reference."""
+    try:
+        module = __import__(f"fwasync.recipes.{recipe}", fromlist=["Config"])
+    except ModuleNotFoundError:
+        pytest.skip("there is no such recipe yet")
+    field = module.Config.model_fields.get("grad_accumulation_normalization")
+    assert (None if field is None else field.default) == RECIPES[recipe]
