@@ -300,8 +300,9 @@ class Drive:
             "repeats": first == second,
             "greedy": [greedy, stop, stopped.full_tokens, stopped.finish_reason],
             "too_long": [self.sample("full", max_seq_len=len(PROMPT) + more) for more in (0, 2)],
-            "window": summary and summary["window"],
+            "window": summary and [summary["window"], summary["avg_pq"]],
             "metrics": [len(metrics), sorted({each.prompt_tokens for each in metrics})],
+            "queued": [each.prefill_queue_duration for each in metrics],
         }
 
     def promotion(self, endpoint: Any, base: str, delta: str) -> dict[str, Any]:
@@ -422,6 +423,7 @@ class Drive:
         step(client)
         seen["synced"] = client.weight_sync().result().version.rpartition("/")[2].startswith("weight-sync-")
         seen["far"].append(self.tinker_shaped(client, service.create_sampling_client()))
+        seen["drawn"] = self.drawn(client, service.create_sampling_client())
         state, expected = client.save_state("state").result().path, score(client, TEXT)
         resumed = service.create_training_client_from_state_with_optimizer(state)
         seen["resumed"] = score(resumed, TEXT) == expected
@@ -451,6 +453,36 @@ class Drive:
             far(response.prompt_logprobs[1:], score(client, PROMPT)),
             far(scored[1:], score(client, TEXT)),
         ]
+
+    def drawn(self, client: Any, sampler: Any) -> dict[str, Any]:
+        """Logprobs of samples from other distributions than the model's own.
+
+        Of the first tokens after one prompt, the differences are those of the model's own logprobs by the temperature.
+        """
+        prompt = types.ModelInput.from_ints(PROMPT)
+
+        def ask(count: int, max_tokens: int, **params: Any) -> list[Any]:
+            response = sampler.sample(prompt, count, types.SamplingParams(max_tokens=max_tokens, **params)).result()
+            return response.sequences
+
+        def first_tokens(temperature: float, **params: Any) -> dict[str, Any]:
+            sequences = ask(12, 1, temperature=temperature, **params)
+            told = [each.logprobs[0] for each in sequences]
+            own = [score(client, PROMPT + list(each.tokens))[-1] for each in sequences]
+            return {
+                "kinds": len({tuple(each.tokens) for each in sequences}),
+                "far": far([one - told[0] for one in told], [(one - own[0]) / temperature for one in own]),
+                "own": far(told, own),
+            }
+
+        with sampler:
+            return {
+                "greedy": [list(each.logprobs) for each in ask(1, 4, temperature=0.0)],
+                "only": [list(each.logprobs) for each in ask(2, 4, temperature=1.0, top_k=1)],
+                "warm": first_tokens(1.5),
+                "few": first_tokens(0.8, top_k=4),
+                "nucleus": first_tokens(1.0, top_p=0.5),
+            }
 
     def shared_trainer(self) -> dict[str, Any]:
         """Several adapters in one managed trainer."""

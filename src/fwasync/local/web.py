@@ -37,6 +37,7 @@ __all__ = (
     "read_message",
     "refusal_response",
     "result_response",
+    "until_ready",
     "wait_or_gone",
 )
 
@@ -133,6 +134,20 @@ async def wait_or_gone(request: Request, wait: Callable[[], Awaitable[None]], ti
         with anyio.move_on_after(timeout_s):
             await wait()
         tasks.cancel_scope.cancel()
+
+
+async def until_ready(request: Request, ready: anyio.CancelScope) -> None:
+    """Return when `ready` is cancelled. It takes no other task, which would have to be ended when the client goes.
+
+    The body must have been read.
+
+    Raises:
+        ClientDisconnect: The client has gone.
+    """
+    with ready:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        raise ClientDisconnect
 
 
 class Gatekeeper:
