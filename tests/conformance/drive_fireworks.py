@@ -36,6 +36,8 @@ NEWEST = version("fireworks-ai") != "1.0.0a53"
 if NEWEST:
     from fireworks import Fireworks
     from fireworks.training.sdk import types
+
+    from fwasync import ReconnectableClient
 else:
     from tinker import types
 
@@ -151,6 +153,16 @@ class Drive:
             seen["modes"] = [self.jobs.resolve_training_profile(SHAPE + s).trainer_mode for s in ("-lora", "-forward")]
             seen["moe"] = self.jobs.model_is_moe(BASE)
         return seen
+
+    def our_client_of_their_manager(self) -> dict[str, Any]:
+        """A recipe whose imports of the cookbook's client alone are changed."""
+        endpoint = self.job(requested_job_id="shared")
+        with ReconnectableClient(self.jobs, "shared", BASE, fw_api_key=self.where["api_key"]) as client:
+            losses = []
+            for _ in range(2):
+                losses.append(client.forward_backward([datum(TEXT)]).metrics["loss:sum"])
+                client.optim_step(ADAM)
+            return {"same": client.endpoint == endpoint, "losses": losses}
 
     def cancel(self, job_id: str) -> None:
         if NEWEST:
@@ -515,7 +527,7 @@ SCENARIOS = (
     "forward_only",
     "deployment_first",
     "checkpoints",
-    *(("managed", "managed_lora", "shared_trainer", "token_prompts") if NEWEST else ()),
+    *(("managed", "managed_lora", "shared_trainer", "token_prompts", "our_client_of_their_manager") if NEWEST else ()),
 )
 
 

@@ -277,6 +277,15 @@ def test_adapters_of_several_ranks_share_a_trainer(of_newest):
         assert losses[1] < losses[0]
 
 
+# -- side by side ----------------------------------------------------------------------------------
+
+
+def test_our_client_of_recipes_takes_their_manager(of_newest):
+    seen = of_newest("our_client_of_their_manager")
+    assert seen["same"]
+    assert seen["losses"][1] < seen["losses"][0]
+
+
 # -- complaints ------------------------------------------------------------------------------------
 
 EXPECTED = (
