@@ -20,6 +20,7 @@ CURVES = {
     "dpo": {"train/dpo_loss": "DPO loss", "train/margin": "Margin of the chosen answer (nats)"},
     "orpo": {"train/orpo_loss": "ORPO loss", "train/log_odds_ratio": "Log odds ratio"},
     "rl": {"rollout/reward": "Mean reward", "rollout/entropy": "Entropy (nats per token)"},
+    "async_rl": {"rollout/reward": "Mean reward", "version/sample_staleness_max": "Staleness (versions, at most)"},
 }
 WIDTH, HEIGHT, TITLE = 380, 230, 26
 STYLE = """

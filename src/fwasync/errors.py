@@ -159,7 +159,7 @@ class ServiceError(FwasyncError):
 
     Attributes:
         status: The HTTP status.
-        request_id: The service's id of the operation, where there is one.
+        request_id: The service's id of the operation or request, where it tells one: by it its operators find it.
     """
 
     def __init__(self, message: str, *, status: int = 0, request_id: str | None = None) -> None:

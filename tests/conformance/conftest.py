@@ -50,7 +50,7 @@ def run_script(url: str, key: str, python: str, script: str, **environment: str)
         text=True,
         check=False,
         timeout=240,
-        env={**os.environ, "TINKER_TELEMETRY": "0", **environment},
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "TINKER_TELEMETRY": "0", **environment},
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])

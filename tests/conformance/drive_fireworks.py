@@ -36,6 +36,8 @@ NEWEST = version("fireworks-ai") != "1.0.0a53"
 if NEWEST:
     from fireworks import Fireworks
     from fireworks.training.sdk import types
+
+    from fwasync import ReconnectableClient
 else:
     from tinker import types
 
@@ -151,6 +153,16 @@ class Drive:
             seen["modes"] = [self.jobs.resolve_training_profile(SHAPE + s).trainer_mode for s in ("-lora", "-forward")]
             seen["moe"] = self.jobs.model_is_moe(BASE)
         return seen
+
+    def our_client_of_their_manager(self) -> dict[str, Any]:
+        """A recipe whose imports of the cookbook's client alone are changed."""
+        endpoint = self.job(requested_job_id="shared")
+        with ReconnectableClient(self.jobs, "shared", BASE, fw_api_key=self.where["api_key"]) as client:
+            losses = []
+            for _ in range(2):
+                losses.append(client.forward_backward([datum(TEXT)]).metrics["loss:sum"])
+                client.optim_step(ADAM)
+            return {"same": client.endpoint == endpoint, "losses": losses}
 
     def cancel(self, job_id: str) -> None:
         if NEWEST:
@@ -288,8 +300,9 @@ class Drive:
             "repeats": first == second,
             "greedy": [greedy, stop, stopped.full_tokens, stopped.finish_reason],
             "too_long": [self.sample("full", max_seq_len=len(PROMPT) + more) for more in (0, 2)],
-            "window": summary and summary["window"],
+            "window": summary and [summary["window"], summary["avg_pq"]],
             "metrics": [len(metrics), sorted({each.prompt_tokens for each in metrics})],
+            "queued": [each.prefill_queue_duration for each in metrics],
         }
 
     def promotion(self, endpoint: Any, base: str, delta: str) -> dict[str, Any]:
@@ -410,6 +423,7 @@ class Drive:
         step(client)
         seen["synced"] = client.weight_sync().result().version.rpartition("/")[2].startswith("weight-sync-")
         seen["far"].append(self.tinker_shaped(client, service.create_sampling_client()))
+        seen["drawn"] = self.drawn(client, service.create_sampling_client())
         state, expected = client.save_state("state").result().path, score(client, TEXT)
         resumed = service.create_training_client_from_state_with_optimizer(state)
         seen["resumed"] = score(resumed, TEXT) == expected
@@ -439,6 +453,36 @@ class Drive:
             far(response.prompt_logprobs[1:], score(client, PROMPT)),
             far(scored[1:], score(client, TEXT)),
         ]
+
+    def drawn(self, client: Any, sampler: Any) -> dict[str, Any]:
+        """Logprobs of samples from other distributions than the model's own.
+
+        Of the first tokens after one prompt, the differences are those of the model's own logprobs by the temperature.
+        """
+        prompt = types.ModelInput.from_ints(PROMPT)
+
+        def ask(count: int, max_tokens: int, **params: Any) -> list[Any]:
+            response = sampler.sample(prompt, count, types.SamplingParams(max_tokens=max_tokens, **params)).result()
+            return response.sequences
+
+        def first_tokens(temperature: float, **params: Any) -> dict[str, Any]:
+            sequences = ask(12, 1, temperature=temperature, **params)
+            told = [each.logprobs[0] for each in sequences]
+            own = [score(client, PROMPT + list(each.tokens))[-1] for each in sequences]
+            return {
+                "kinds": len({tuple(each.tokens) for each in sequences}),
+                "far": far([one - told[0] for one in told], [(one - own[0]) / temperature for one in own]),
+                "own": far(told, own),
+            }
+
+        with sampler:
+            return {
+                "greedy": [list(each.logprobs) for each in ask(1, 4, temperature=0.0)],
+                "only": [list(each.logprobs) for each in ask(2, 4, temperature=1.0, top_k=1)],
+                "warm": first_tokens(1.5),
+                "few": first_tokens(0.8, top_k=4),
+                "nucleus": first_tokens(1.0, top_p=0.5),
+            }
 
     def shared_trainer(self) -> dict[str, Any]:
         """Several adapters in one managed trainer."""
@@ -483,7 +527,7 @@ SCENARIOS = (
     "forward_only",
     "deployment_first",
     "checkpoints",
-    *(("managed", "managed_lora", "shared_trainer", "token_prompts") if NEWEST else ()),
+    *(("managed", "managed_lora", "shared_trainer", "token_prompts", "our_client_of_their_manager") if NEWEST else ()),
 )
 
 

@@ -169,8 +169,11 @@ def test_an_echo_has_the_logprobs_of_the_trainer(of):
 def test_samplers_are_throttled_and_measured(of, newest):
     seen = of("full_parameters")["sampling"]
     if newest:
-        assert seen["window"] == 4
         assert seen["metrics"] == [6, [6]]
+        window, average = seen["window"]
+        assert window == 4
+        assert average == pytest.approx(sum(seen["queued"]) / 6)
+        assert min(seen["queued"]) >= 0
 
 
 def test_prompts_are_given_as_tokens(of_newest):
@@ -255,6 +258,11 @@ def test_a_managed_service_trains_syncs_samples_and_cleans_up(of_newest, rank):
     assert ("base-only" if rank else "forwardOnly") in seen["frozen"][1]
     assert len(seen["far"]) == 3
     assert max(map(max, seen["far"])) < CLOSE
+    drawn = seen["drawn"]
+    assert (drawn["greedy"], drawn["only"]) == ([[0.0] * 4], [[0.0] * 4] * 2)
+    for name in ("warm", "few", "nucleus"):
+        assert drawn[name]["kinds"] > 1
+        assert drawn[name]["far"] < CLOSE < drawn[name]["own"]
     assert seen["synced"] and seen["resumed"]
     kinds = {"INFERENCE_BASE", "TRAINING_LORA"} if rank else {"INFERENCE_BASE", "INFERENCE_ARC_V2", "TRAINING"}
     assert set(seen["rows"]) == {f"CHECKPOINT_TYPE_{kind}" for kind in kinds}
@@ -269,13 +277,21 @@ def test_adapters_of_several_ranks_share_a_trainer(of_newest):
         assert losses[1] < losses[0]
 
 
+# -- side by side ----------------------------------------------------------------------------------
+
+
+def test_our_client_of_recipes_takes_their_manager(of_newest):
+    seen = of_newest("our_client_of_their_manager")
+    assert seen["same"]
+    assert seen["losses"][1] < seen["losses"][0]
+
+
 # -- complaints ------------------------------------------------------------------------------------
 
 EXPECTED = (
     "gradient_accumulation_steps=1 is deprecated",  # which its own managed service sends
     "hot_load_deployment_id is deprecated",
     "Deployment creation failed (HTTP 400)",  # as it was meant to
-    "prefill_queue_duration is unavailable",
     "'WeightSyncer' object has no attribute '_get_model'",  # a fault of the older one
 )
 

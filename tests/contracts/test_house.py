@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 import pkgutil
+import re
 import subprocess
 import sys
 import time
@@ -114,6 +115,22 @@ def test_the_root_gives_what_it_names_and_nothing_else() -> None:
         assert f" as {name}\n" in source, f"{name} is missing for type checkers"
     with pytest.raises(AttributeError):
         fwasync.nonsense  # noqa: B018
+
+
+def test_every_public_name_is_in_the_reference_once() -> None:
+    pages = [path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "reference").glob("*.md")]
+    entries = [entry for page in pages for entry in re.findall(r"^::: (\S+)$", page, re.M)]
+    assert len(entries) == len(set(entries)), "two places to link to"
+    documented = set(entries)
+    for entry in entries:  # a module, with all that it names, or one name of a module
+        home, _, name = entry.rpartition(".")
+        if entry in MODULES:
+            documented |= {f"{entry}.{each}" for each in importlib.import_module(entry).__all__}
+        else:
+            assert name in importlib.import_module(home).__all__, entry
+    for name in set(fwasync.__all__) - {"__version__", "types"}:
+        home = "fwasync" if name == "errors" else fwasync._HOMES[name]
+        assert f"{home}.{name}" in documented, f"{name} is in no page of docs/reference"
 
 
 def test_the_error_tree_is_drawn_as_it_is() -> None:

@@ -36,10 +36,13 @@ from fwasync import (
 )
 from fwasync.data.chat import ChatTokenizer
 from fwasync.data.messages import Message
+from fwasync.data.prompts import PromptRow
 from fwasync.data.rendering import resolve_renderer
 from fwasync.local import launch
 from fwasync.local.tokenizer import CHAT_TEMPLATE, build_tokenizer
 from fwasync.losses import PolicyInputs, PolicyLoss
+from fwasync.recipes import async_rl
+from fwasync.recipes.trainers import Where
 from fwasync.testing import blocking_local_service, local_service
 
 ROOT = Path(__file__).parents[2]
@@ -255,6 +258,18 @@ async def drive_use_the_calculator(example: Callable[..., Awaitable[Rollout]]) -
             np.testing.assert_allclose(scored[segment.mask[1:]], segment.logprobs[segment.mask], atol=1e-4)
             changes = np.flatnonzero(np.diff(segment.mask.astype(int)))
             assert len(changes) == 3, "given, sampled, given, sampled"
+
+
+async def drive_ask_again(example: Callable[..., Awaitable[Rollout]]) -> None:
+    rows = [PromptRow((Message("user", "Yes or no?"),), None, {}, line) for line in range(1, 5)]
+    with tempfile.TemporaryDirectory() as directory:
+        config = async_rl.Config(
+            log_path=Path(directory, "run"), dataset="rows", base_model="fwasync/qwen3-tiny", kl_beta=0
+        )
+        async with launch() as local:
+            where = Where(local.base_url, local.api_key)
+            result = await async_rl.train(config, rollout=example, where=where, rows=rows, keep=lambda group: True)
+    assert (result.steps, result.rows.kept) == (4, 4)
 
 
 async def drive_graded(example: Callable[..., Awaitable[bool]]) -> None:

@@ -1,4 +1,7 @@
-"""A service with scripted faults that has deployments, for the tests of sampling."""
+"""A service with scripted faults for the tests of a module, and deployments on it.
+
+A module takes the fixtures as its own: `running = scripted.running`.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,29 @@ from contextlib import asynccontextmanager
 
 import anyio
 import httpx
+import pytest
+import pytest_asyncio
 
 from fwasync import AsyncDeploymentManager, AsyncFireworksClient, DeploymentConfig
-from fwasync.testing import AsyncScriptedService, SamplingLoad
+from fwasync.testing import AsyncScriptedService, FaultPlan, SamplingLoad, local_service
 
 TINY = "accounts/fwasync/models/qwen3-tiny"
 SMALL = "accounts/fwasync/models/qwen3-small"
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[AsyncScriptedService]:
+    """The module's service, which takes no scripted fault, and no client that goes away, for a fault of its own."""
+    async with local_service(data_dir=tmp_path_factory.mktemp("scripted")) as service:
+        yield service
+    assert (service.data_dir / "service.log").read_text() == ""
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def service(running: AsyncScriptedService) -> AsyncIterator[AsyncScriptedService]:
+    """The module's service, without faults at the end of each test."""
+    yield running
+    await running.set_faults(FaultPlan())
 
 
 def full_name(deployment: str) -> str:

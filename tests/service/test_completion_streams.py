@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,8 +15,15 @@ import httpx
 import pytest
 import pytest_asyncio
 
+from fwasync import (
+    AdaptiveConcurrencyController,
+    AsyncDeploymentSampler,
+    ConcurrencyController,
+    FixedConcurrencyController,
+)
 from fwasync._wire.completions import DONE, EventDecoder
-from fwasync.testing import AsyncScriptedService, local_service
+from fwasync.testing import AsyncScriptedService
+from service import scripted
 from service.scripted import SMALL, deploy, full_name, load_when, plain_client
 
 PATH = "/inference/v1/completions"
@@ -23,16 +31,15 @@ PROMPT = [5, 6, 7, 8]
 # The most likely token again and again, to the end of the context.
 ENDLESS = {"max_tokens": 10**6, "temperature": 0}
 
+running = scripted.running
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[AsyncScriptedService]:
-    async with local_service(data_dir=tmp_path_factory.mktemp("streams")) as running:
-        await deploy(running, "tiny")
-        await deploy(running, "small", base_model=SMALL)
-        yield running
-    assert (running.data_dir / "service.log").read_text() == ""
+async def service(running: AsyncScriptedService) -> AsyncScriptedService:
+    await deploy(running, "tiny")
+    await deploy(running, "small", base_model=SMALL)
+    return running
 
 
 def body(model: str = "tiny", **fields: Any) -> dict[str, Any]:
@@ -55,6 +62,7 @@ async def test_a_token_comes_while_the_next_ones_are_sampled(service: AsyncScrip
             first = json.loads(await anext(coming))
             assert first["choices"][0]["logprobs"]["content"][0]["logprob"] < 0
             assert float(response.headers["fireworks-server-time-to-first-token"]) > 0
+            assert float(response.headers["fireworks-prefill-queue-duration"]) >= 0
             assert "fireworks-server-processing-time" not in response.headers
             during = await service.sampling()
             assert during.running == 1, "the first token came when all had been sampled"
@@ -71,8 +79,39 @@ async def test_the_metrics_tell_when_the_first_token_came(service: AsyncScripted
             *_, last, done = [event async for event in events(response)]
     assert done == DONE
     for metrics in (whole, json.loads(last)["perf_metrics"]):
-        ttft, total = (float(metrics[f"server-{name}"]) for name in ("time-to-first-token", "processing-time"))
-        assert 0 < ttft < total
+        names = ("prefill-queue-duration", "server-time-to-first-token", "server-processing-time")
+        queued, ttft, total = (float(metrics[name]) for name in names)
+        assert 0 <= queued < ttft < total
+
+
+async def test_who_waits_for_a_turn_is_told_how_long(service: AsyncScriptedService) -> None:
+    controller = AdaptiveConcurrencyController()
+
+    def sampler_of(concurrency: ConcurrencyController) -> AsyncDeploymentSampler:
+        return AsyncDeploymentSampler(service.base_url, full_name("small"), service.api_key, concurrency=concurrency)
+
+    async def one(sampler: AsyncDeploymentSampler, max_tokens: int) -> None:
+        await sampler.sample_with_prompt_tokens(PROMPT, max_tokens=max_tokens, temperature=0)
+
+    async with sampler_of(FixedConcurrencyController(128)) as many, sampler_of(controller) as sampler:
+        async with anyio.create_task_group() as waiting:
+            async with anyio.create_task_group() as crowd:
+                for _ in range(128):
+                    crowd.start_soon(one, many, 1024)
+                await load_when(service, running=64, waiting=64)
+                for _ in range(2):
+                    waiting.start_soon(one, sampler, 2)
+                await load_when(service, running=64, waiting=66)
+                seen_at = time.monotonic()
+                during = await service.sampling()
+                assert (during.running, during.waiting) == (64, 66)
+                longer_than = time.monotonic() - seen_at
+                crowd.cancel_scope.cancel()
+        first, second = sampler.drain_metrics()
+        for each in (first, second):
+            assert longer_than < each.prefill_queue_duration < each.server_ttft < each.client_latency
+        average = (first.prefill_queue_duration + second.prefill_queue_duration) / 2
+        assert controller.step_completed()["avg_pq"] == pytest.approx(average)
 
 
 async def test_choices_grow_side_by_side_and_the_last_event_closes_all(service: AsyncScriptedService) -> None:

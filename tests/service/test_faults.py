@@ -16,7 +16,6 @@ from urllib.parse import urlsplit
 import anyio
 import anyio.lowlevel
 import pytest
-import pytest_asyncio
 
 from fwasync import AsyncServiceClient, AsyncTrainingClient, RetryPolicy, errors, types
 from fwasync._wire.completions import PATH as COMPLETIONS
@@ -44,6 +43,7 @@ from fwasync.testing import (
     Truncate,
     local_service,
 )
+from service import scripted
 
 MODEL = "fwasync/qwen3-tiny"
 ADAM = types.AdamParams(learning_rate=3e-3, beta1=0.9, beta2=0.95, eps=1e-12)
@@ -62,20 +62,7 @@ BATCHES = [[datum(f"{i} of many")] for i in range(32)]
 BATCH = BATCHES[0]
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[AsyncScriptedService]:
-    async with local_service(data_dir=tmp_path_factory.mktemp("faults")) as service:
-        yield service
-    assert (service.data_dir / "service.log").read_text() == "", "the service took a scripted fault for one of its own"
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def service(running: AsyncScriptedService) -> AsyncIterator[AsyncScriptedService]:
-    """The module's service, without faults at the end of each test."""
-    yield running
-    await running.set_faults(FaultPlan())
-
-
+running, service = scripted.running, scripted.service
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 Wire = Literal["json", "protobuf"]
 

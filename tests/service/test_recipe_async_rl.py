@@ -25,34 +25,20 @@ from fwasync.recipes.serving import ServedPolicy
 from fwasync.recipes.stopping import StopRequest
 from fwasync.recipes.trainers import Where
 from service.control_client import BASE, SHAPE
-from service.test_recipe_rl import ROWS, TOKENS, records, reward, weights, without_times
-
-__all__ = ("data",)
+from service.test_recipe_rl import ROWS, records, reward, weights, without_times, write_prompts
+from service.test_recipe_rl import settings as alternating
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    path = tmp_path / "prompts.jsonl"
-    rows = [{"messages": [{"role": "user", "content": str(row)}], "ground_truth": row} for row in range(ROWS)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return write_prompts(tmp_path)
 
 
 def settings(tmp_path: Path, **more: Any) -> async_rl.Config:
-    given = {
-        "log_path": tmp_path / "run",
-        "dataset": str(tmp_path / "prompts.jsonl"),
-        "base_model": "fwasync/qwen3-tiny",
-        "learning_rate": 3e-3,
-        "adam": "fast",
-        "prompt_groups_per_step": 4,
-        "completions_per_prompt": 6,
-        "max_completion_tokens": TOKENS,
-        "kl_beta": 0,
-        "max_head_offpolicy_versions": 1,
-        "pipeline_chunks_per_step": 2,
-    }
-    return async_rl.Config.model_validate({**given, **more})
+    given = alternating(tmp_path).model_dump(exclude_unset=True)
+    return async_rl.Config.model_validate(
+        {**given, "max_head_offpolicy_versions": 1, "pipeline_chunks_per_step": 2, **more}
+    )
 
 
 def trained_rows(directory: Path) -> Counter[int]:

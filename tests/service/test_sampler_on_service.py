@@ -56,6 +56,30 @@ async def test_a_group_is_sampled_reproducibly_and_each_token_has_its_logprob(sa
     assert {each.prompt_tokens for each in metrics} == {len(PROMPT)}
 
 
+async def test_sampling_logprobs_are_those_of_the_distribution_that_was_drawn_from(
+    sampler: AsyncDeploymentSampler,
+) -> None:
+    async with sampler:
+        [greedy] = await sampler.sample_with_prompt_tokens(PROMPT, max_tokens=6, temperature=0, logprobs=True)
+        [few] = await sampler.sample_with_prompt_tokens(PROMPT, max_tokens=6, top_k=3, seed=1, logprobs=True)
+        cool = await sampler.sample_with_prompt_tokens(PROMPT, 8, max_tokens=1, temperature=0.5, seed=1, logprobs=True)
+        async with sampler.stream_with_prompt_tokens(PROMPT, max_tokens=6, top_k=3, seed=1, logprobs=True) as stream:
+            async for _ in stream:
+                pass
+    assert greedy.sampling_logprobs == [0.0] * 6
+    assert few.inference_logprobs is not None
+    assert few.sampling_logprobs is not None
+    for own, drawn in zip(few.inference_logprobs, few.sampling_logprobs, strict=True):
+        assert drawn is not None
+        assert own < drawn <= 0
+    assert stream.completion.sampling_logprobs == few.sampling_logprobs
+    # The logprobs of one distribution differ from each other as the model's do, by the temperature.
+    firsts = [(each.inference_logprobs[0], each.sampling_logprobs[0]) for each in cool]
+    assert len(set(firsts)) > 1
+    for own, drawn in firsts:
+        assert drawn - firsts[0][1] == pytest.approx((own - firsts[0][0]) / 0.5, abs=1e-4)
+
+
 async def test_an_echo_and_a_stream_tell_the_same_as_a_plain_answer(sampler: AsyncDeploymentSampler) -> None:
     async with sampler:
         [plain] = await sampler.sample_with_prompt_tokens(PROMPT, max_tokens=6, seed=2, logprobs=True)

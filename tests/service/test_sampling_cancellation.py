@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import anyio
 import pytest
 import pytest_asyncio
 
-from fwasync import AsyncDeploymentSampler, FixedConcurrencyController, errors
-from fwasync.testing import AsyncScriptedService, local_service
+from fwasync import AsyncDeploymentSampler, AsyncServiceClient, FixedConcurrencyController, errors, types
+from fwasync.testing import AsyncScriptedService
+from service import scripted
 from service.scripted import SMALL, deploy, full_name, load_when
 
 # The most likely token after it is the same again and again, to the end of the context.
@@ -20,15 +21,14 @@ PROMPT = [5, 6, 7, 8]
 CONTEXT = 1024
 SAMPLES = 1000
 
+running = scripted.running
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[AsyncScriptedService]:
-    async with local_service(data_dir=tmp_path_factory.mktemp("cancelled")) as running:
-        await deploy(running, "small", base_model=SMALL)
-        yield running
-    assert (running.data_dir / "service.log").read_text() == ""
+async def service(running: AsyncScriptedService) -> AsyncScriptedService:
+    await deploy(running, "small", base_model=SMALL)
+    return running
 
 
 def sampler_of(service: AsyncScriptedService, concurrency: int = SAMPLES) -> AsyncDeploymentSampler:
@@ -89,6 +89,27 @@ async def test_a_thousand_samples_end_on_both_sides(service: AsyncScriptedServic
     async with sampler_of(service) as again:
         [one] = await again.sample_with_prompt_tokens(PROMPT, max_tokens=7, temperature=0)
     assert (await service.sampling()).tokens == after.tokens + one.completion_len == after.tokens + 7
+
+
+async def test_leaving_a_sampling_client_ends_its_samples_on_both_sides(service: AsyncScriptedService) -> None:
+    before, ended = await load_when(service, running=0), Counter[str]()
+    prompt, params = types.ModelInput.from_ints(PROMPT), types.SamplingParams(temperature=0)
+
+    async def one() -> None:
+        try:
+            await client.sample(prompt, sampling_params=params)
+        except errors.ClosedError:
+            ended["ClosedError"] += 1
+
+    async with AsyncServiceClient(service.base_url, service.api_key) as trainer, anyio.create_task_group() as tasks:
+        async with trainer.create_sampling_client(base_model="fwasync/qwen3-small") as client:
+            for _ in range(200):
+                tasks.start_soon(one)
+            await load_when(service, running=64, waiting=136)
+        assert (ended, client.in_flight) == ({"ClosedError": 200}, 0)
+        after = await load_when(service, running=0)
+    assert after.tokens - before.tokens < 200 * 100
+    assert (await service.sampling()).tokens == after.tokens
 
 
 async def test_a_sampler_goes_on_after_its_samples_were_cancelled(service: AsyncScriptedService) -> None:

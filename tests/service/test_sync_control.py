@@ -6,6 +6,7 @@ import gc
 import json
 import threading
 import time
+import traceback
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,7 +29,8 @@ from fwasync import (
     types,
 )
 from fwasync.config.launch import Progress
-from fwasync.testing import ScriptedService, blocking_local_service
+from fwasync.sampling.attempts import AttemptPolicy
+from fwasync.testing import Fault, FaultPlan, Preempt, ScriptedService, blocking_local_service
 from fwasync.weights.syncer import SyncProgress
 
 MODEL = "accounts/fwasync/models/qwen3-tiny"
@@ -110,6 +112,57 @@ def test_a_paused_job_is_resumed(local: ScriptedService, jobs: TrainerJobManager
         jobs.wait_for_existing("paused")
     assert jobs.resume_and_wait("paused").job_id == "paused"
     assert jobs.get("paused").state == "RUNNING"
+
+
+def test_a_recipe_goes_on_after_its_trainer_was_pre_empted(local: ScriptedService, jobs: TrainerJobManager) -> None:
+    adam = types.AdamParams(learning_rate=3e-3)
+    endpoint = jobs.create_and_wait(job_config("taken"))
+    client = ReconnectableClient(jobs, "taken", MODEL, fw_api_key=local.api_key, endpoint=endpoint)
+    for _ in range(2):
+        client.forward_backward(BATCH)
+        client.optim_step(adam)
+    client.save_state("step-2")
+    loss = client.forward(BATCH, "cross_entropy").metrics["loss:sum"]
+
+    local.set_faults(FaultPlan([Fault(Preempt(), "forward_backward", nth=1)]))
+    with pytest.raises(errors.NotFoundError, match="no trainer runs"):
+        client.forward_backward(BATCH)
+    client.close()
+    assert jobs.reconnect_and_wait("taken") == endpoint
+    with ReconnectableClient(jobs, "taken", MODEL, fw_api_key=local.api_key) as client:
+        client.load_state_with_optimizer(client.resolve_checkpoint_path("step-2"))
+        assert client.forward(BATCH, "cross_entropy").metrics["loss:sum"] == loss
+        client.forward_backward(BATCH)
+        client.optim_step(adam)
+        assert client.forward(BATCH, "cross_entropy").metrics["loss:sum"] < loss
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_key_is_never_logged_shown_or_raised(
+    local: ScriptedService, caplog: pytest.LogCaptureFixture, right: bool
+) -> None:
+    key, once = local.api_key if right else "wrong-but-secret", AttemptPolicy(hotload_max_retries=0)
+    caplog.set_level("DEBUG")
+    with FireworksClient(local.base_url, key) as fireworks:
+        jobs, deployments = TrainerJobManager(fireworks), DeploymentManager(fireworks)
+        sampler = DeploymentSampler(deployments.inference_url, "no/such", key, attempts=once)
+        shown: list[object] = [fireworks, jobs, deployments, sampler]
+        for call in (
+            lambda: jobs.create_and_wait(job_config("secretive")),
+            lambda: ReconnectableClient(jobs, "secretive", MODEL, fw_api_key=key),
+            lambda: deployments.create_or_get(DeploymentConfig(deployment_id="secretive", base_model="none")),
+            lambda: deployments.hotload("nobody", MODEL, "unheard"),
+            lambda: sampler.sample_with_prompt_tokens(PROMPT),
+        ):
+            try:
+                shown.append(call())
+            except errors.FwasyncError as error:
+                shown += traceback.format_exception(error)
+    said = caplog.text + "\n".join(f"{each} {each!r}" for each in shown)
+    assert ("secretive is RUNNING" in said) == right
+    assert f"status {404 if right else 401}" in said
+    assert "request id: " in said
+    assert key not in said
 
 
 def test_the_life_of_a_deployment(local: ScriptedService) -> None:

@@ -360,7 +360,7 @@ def test_a_wrong_key(refused: Refused, service, data: Path) -> None:
 
 
 def test_a_url_that_is_none(refused: Refused, data: Path) -> None:
-    refused("--data", data, "--base-url", "nonsense", "--api-key", "k", status=2, told="'nonsense'")
+    refused("--data", data, "--base-url", "nonsense", "--api-key", "k", status=2, told="base_url must look like")
 
 
 def test_a_wrong_url(refused: Refused, data: Path, closed_port: int) -> None:

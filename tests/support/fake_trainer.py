@@ -150,6 +150,8 @@ class FakeTrainer(httpx.AsyncBaseTransport):
                     request_id, {"sequences": [one] * body["num_samples"], "prompt_logprobs": [None, -1.5]}
                 )
                 return answer(200, {"request_id": request_id})
+            case "cancel_future":
+                return answer(200, {})
         return answer(404, {"detail": f"no such path {path}"})
 
     def _sequenced(self, path: str, body: dict[str, Any]) -> httpx.Response:

@@ -20,7 +20,7 @@ import aiohttp
 import anyio
 import httpx
 
-from fwasync._http.faults import fault_text, refusal
+from fwasync._http.faults import fault_text, refusal, request_id_of
 from fwasync._http.retry import RETRYABLE_STATUSES, RetryPolicy, retry_after
 from fwasync._http.transport import Transport, default_transport
 from fwasync._version import __version__
@@ -72,14 +72,17 @@ def service_url(base_url: str) -> str:
     """A base URL as we use it: checked, without the API's own path and without a trailing slash.
 
     Raises:
-        UsageError: It is not an http(s) URL.
+        UsageError: It is not an http(s) URL. The text does not show it: a key in its place, or in it, stays secret.
     """
     try:
         url = httpx.URL(base_url)
     except httpx.InvalidURL as error:
-        raise UsageError(f"base_url {base_url!r} is not a URL: {error}") from error
+        raise UsageError(f"base_url is not a URL: {error}") from None
     if url.scheme not in ("http", "https") or not url.host:
-        raise UsageError(f"base_url {base_url!r} must look like https://host or http://127.0.0.1:8000")
+        raise UsageError(
+            "base_url must look like https://host or http://127.0.0.1:8000, and what was given does not; was api_key "
+            "given in its place?"
+        )
     if url.userinfo:
         raise UsageError("base_url must not carry a user name or password; pass api_key instead")
     return base_url.rstrip("/").removesuffix("/api/v1").rstrip("/")
@@ -302,7 +305,8 @@ class Http:
 
     def refusal(self, answer: Answer, path: str) -> Exception:
         """The typed error for an answer that is not a success."""
-        return refusal(answer.status, self.error_text(answer), what=path, url=self.base_url)
+        request_id = request_id_of(answer.headers)
+        return refusal(answer.status, self.error_text(answer), what=path, url=self.base_url, request_id=request_id)
 
     def given_up(
         self, failure: Answer | Unanswered, path: str, attempts: int, elapsed_s: float, *, reached: bool

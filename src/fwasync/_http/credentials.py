@@ -25,11 +25,11 @@ def find_key(url: str, given: str | None, environment: Mapping[str, str]) -> str
     Raises:
         UsageError: There is none, or it cannot be one. The text names the variables, and never the key.
     """
-    host = f".{urlsplit(url).hostname or ''}"
-    names = [_OWN_KEY, *(name for domain, name in _KEYS_BY_DOMAIN.items() if host.endswith(domain))]
+    host = urlsplit(url).hostname or ""
+    names = [_OWN_KEY, *(name for domain, name in _KEYS_BY_DOMAIN.items() if f".{host}".endswith(domain))]
     key = given or next((environment[name] for name in names if environment.get(name)), None)
     if not key:
-        raise UsageError(f"no API key for {url}: pass api_key, or set {' or '.join(names)}")
+        raise UsageError(f"no API key for {host or 'the service'}: pass api_key, or set {' or '.join(names)}")
     if not key.isascii() or any(character.isspace() for character in key):
         raise UsageError("the API key contains a space, a line break or a character that no key has; was it cut?")
     return key

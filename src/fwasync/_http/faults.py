@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import cast
 
 import msgspec
@@ -19,9 +20,10 @@ from fwasync.errors import (
     ServiceUnavailableError,
 )
 
-__all__ = ("fault_text", "refusal")
+__all__ = ("fault_text", "refusal", "request_id_of")
 
 _LONGEST_TEXT = 600
+_ID_HEADERS = ("x-request-id", "x-fireworks-request-id", "cf-ray")
 
 _BY_STATUS: dict[int, tuple[type[ServiceError], str]] = {
     401: (AuthenticationError, "check the API key"),
@@ -51,7 +53,12 @@ def fault_text(body: bytes, *, secret: str) -> str:
     return text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + " …"
 
 
-def refusal(status: int, text: str, *, what: str, url: str) -> ServiceError:
+def request_id_of(headers: Mapping[str, str]) -> str | None:
+    """The service's id of a request, by which its operators find it, in the headers (lower-case) of its answer."""
+    return next((headers[name] for name in _ID_HEADERS if headers.get(name)), None)
+
+
+def refusal(status: int, text: str, *, what: str, url: str, request_id: str | None = None) -> ServiceError:
     """The error for an answer that is not a success.
 
     Args:
@@ -59,12 +66,15 @@ def refusal(status: int, text: str, *, what: str, url: str) -> ServiceError:
         text: What the body says (see `fault_text`).
         what: The request, as its caller would name it.
         url: Where it went.
+        request_id: The service's id of it.
     """
     if status < 400:
-        return ProtocolError(
-            f"{what}: {url} answered {status}, which no trainer service does; check base_url", status=status
-        )
+        text = f"{what}: {url} answered {status}, which no trainer service does; check base_url"
+        return ProtocolError(text, status=status, request_id=request_id)
     default = ServiceUnavailableError if status >= 500 or status in (408, 425) else BadRequestError
     kind, hint = _BY_STATUS.get(status, (default, ""))
     parts = [f"{what} was refused by {url} with status {status}", text, hint]
-    return kind(": ".join(part for part in parts if part), status=status)
+    error = kind(": ".join(part for part in parts if part), status=status, request_id=request_id)
+    if request_id is not None:
+        error.add_note(f"request id: {request_id}")
+    return error

@@ -22,21 +22,24 @@ class Config(BaseModel):
     def _known_names(cls, given: object) -> object:
         if isinstance(given, Mapping):
             known = list(cls.model_fields)
+            problems: list[str] = []
             for name in map(str, cast("Mapping[object, object]", given)):
                 if name not in known:
                     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
                     hint = f"did you mean {nearest[0]!r}?" if nearest else f"it has: {', '.join(known)}"
-                    raise ValueError(f"{cls.__name__} has no field {name!r}; {hint}")
+                    problems.append(f"{cls.__name__} has no field {name!r}; {hint}")
+            if problems:
+                raise ValueError("\n".join(problems))
         return cast("object", given)
 
 
-def _shape_name(kind: str) -> AfterValidator:
+def _shape_name(kind: str, called: str) -> AfterValidator:
     pattern = re.compile(rf"accounts/[^/\s]+/{kind}/[^/\s]+(/versions/[^/\s]+)?")
 
     def check(name: str) -> str:
         if not pattern.fullmatch(name):
             example = f"accounts/fireworks/{kind}/{name if re.fullmatch(r'[A-Za-z0-9._-]+', name) else '<shape>'}"
-            raise ValueError(f"{name!r} is not the full name of a shape; pass one like {example!r}")
+            raise ValueError(f"{name!r} is not the full name of a {called}; pass one like {example!r}")
         return name
 
     return AfterValidator(check)
@@ -66,10 +69,10 @@ WholeSeconds = Annotated[int, Field(gt=0)]
 """A positive time in whole seconds."""
 
 
-TrainingShapeName = Annotated[str, _shape_name("trainingShapes")]
+TrainingShapeName = Annotated[str, _shape_name("trainingShapes", "training shape")]
 """The full name of a training shape, with or without `/versions/…`."""
 
-DeploymentShapeName = Annotated[str, _shape_name("deploymentShapes")]
+DeploymentShapeName = Annotated[str, _shape_name("deploymentShapes", "deployment shape")]
 """The full name of a deployment shape, with or without `/versions/…`."""
 
 ResourceId = Annotated[str, AfterValidator(_resource_id)]

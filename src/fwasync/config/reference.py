@@ -291,7 +291,11 @@ class WeightSyncConfig(Config):
         default=1, ge=0, description="Save and sync the sampler's weights every N optimizer steps. 0: never."
     )
     dcp_timeout: WholeSeconds = Field(default=2700, description="Seconds that saving or loading a checkpoint may take.")
-    first_checkpoint_type: str = Field(default="base", description="Kind of the first snapshot, 'base' or 'delta'.")
+    first_checkpoint_type: str = Field(
+        default="base",
+        description="Kind of the first snapshot. A 'delta' is taken, and saved as a 'base' all the same: nothing is "
+        "served yet that it could be loaded onto.",
+    )
     weight_sync_before_training: bool = Field(
         default=False, description="Save a base snapshot and hot-load it before the first step."
     )
@@ -317,9 +321,12 @@ class ConcurrencyConfig(Config):
     """How many samples are in flight at a time."""
 
     mode: str | None = Field(
-        default=None, description="'adaptive' follows the server's load, 'fixed' is one number. Unset: no limit."
+        default=None,
+        description="'adaptive' follows the server's load, 'fixed' is one number. Unset: no limit but max_concurrency.",
     )
-    max_concurrency: int | None = Field(default=None, ge=1, description="The number of mode 'fixed'.")
+    max_concurrency: int | None = Field(
+        default=None, ge=1, description="The number of mode 'fixed'. The most of 'adaptive' is max_window."
+    )
     initial_window: int | None = Field(
         default=None, ge=1, description="Where 'adaptive' begins. Unset: eight for each replica."
     )
@@ -338,6 +345,8 @@ class ConcurrencyConfig(Config):
             raise ValueError(f"mode is {self.mode!r}; it must be 'adaptive', 'fixed' or None")
         if self.mode == "fixed" and self.max_concurrency is None:
             raise ValueError("mode 'fixed' needs max_concurrency, the number of samples in flight")
+        if self.mode == "adaptive" and self.max_concurrency is not None:
+            raise ValueError("max_concurrency is not for mode 'adaptive'; max_window is the most that it lets run")
         if self.min_window > self.max_window:
             raise ValueError(f"min_window {self.min_window} is more than max_window {self.max_window}")
         if self.initial_window is not None and not self.min_window <= self.initial_window <= self.max_window:

@@ -72,7 +72,9 @@ class AsyncFireworksClient:
 
     def copy(self) -> AsyncFireworksClient:
         """Another client of the same service with the same key, not open yet: for another event loop."""
-        return AsyncFireworksClient(self.base_url, self._key, retry=self.plane.http.retry)
+        another = AsyncFireworksClient(self.base_url, self._key, retry=self.plane.http.retry)
+        another.plane.known_account = self.plane.known_account
+        return another
 
     async def __aenter__(self) -> Self:
         self.plane.is_open = True

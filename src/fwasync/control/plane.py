@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import uuid
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Protocol, TypeVar
 from urllib.parse import urlencode
 
@@ -73,7 +73,7 @@ class Plane:
     def __init__(self, http: Http) -> None:
         self.http = http
         self.is_open = False
-        self._account: str | None = None
+        self.known_account: str | None = None
         self._asking = anyio.Lock()
 
     async def account(self) -> str:
@@ -83,7 +83,7 @@ class Plane:
             AuthenticationError: It belongs to none, or to several.
         """
         async with self._asking:
-            if self._account is None:
+            if self.known_account is None:
                 what = "finding the account of the API key"
                 body = await self.call(what, "GET", "v1/accounts", [("pageSize", "2")])
                 ids = [last_part(row.name) for row in read(what, body, AccountList).accounts or []]
@@ -92,8 +92,8 @@ class Plane:
                     raise AuthenticationError(
                         f"{what}: it must belong to one account, and belongs to {found}; use a key of one account"
                     )
-                self._account = ids[0]
-        return self._account
+                self.known_account = ids[0]
+        return self.known_account
 
     async def collection(self, kind: str) -> str:
         """The path of all resources of a kind, such as `v1/accounts/acme/deployments`."""
@@ -107,6 +107,7 @@ class Plane:
         query: Query | None = None,
         body: Message | None = None,
         *,
+        headers: Mapping[str, str] | None = None,
         timeout: float = 60.0,
     ) -> bytes:
         """A request that is repeated until it is answered for good.
@@ -117,6 +118,7 @@ class Plane:
             path: From the origin, without a leading slash.
             query: Parameters.
             body: What is sent.
+            headers: More of them, for what is routed by headers.
             timeout: Seconds of each attempt.
 
         Raises:
@@ -124,9 +126,8 @@ class Plane:
         """
         self.check_open()
         try:
-            return await self.http.call(
-                method, with_query(path, query or []), [encode(body)] if body is not None else (), timeout=timeout
-            )
+            pieces = [encode(body)] if body is not None else ()
+            return await self.http.call(method, with_query(path, query or []), pieces, headers=headers, timeout=timeout)
         except ServiceError as error:
             raise _told(what, error) from None
 

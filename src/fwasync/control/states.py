@@ -8,12 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ("RESUMABLE", "Verdict", "judge_deployment", "judge_job", "short_state")
+__all__ = ("GONE", "RESUMABLE", "Verdict", "judge_deployment", "judge_job", "short_state")
 
 RESUMABLE = frozenset({"FAILED", "CANCELLED", "PAUSED", "COMPLETED"})
 """States of a job that `:resume` leads out of."""
 
-_GONE = frozenset({"DELETED", "ARCHIVED"})
+GONE = frozenset({"DELETED", "ARCHIVED"})
+"""States of a job that is only remembered; its id is not given again."""
+
 _ENDED = RESUMABLE | {"CANCELLING", "EARLY_STOPPED", "EXPIRED", "DELETING", "DELETING_CLEANING_UP"}
 _QUEUED = frozenset({"PENDING", "RE_QUEUEING"})
 
@@ -48,11 +50,13 @@ def judge_job(state: str | None, *, settling: bool = False) -> Verdict:
     short = short_state(state)
     if short == "RUNNING":
         return Verdict("check")
-    if short in _GONE:
+    if short in GONE:
         return Verdict("failed", reason="it is gone for good: create another")
     if short in _ENDED and not settling:
         way_out = (
-            "resume it (`reconnect`), or create another" if short in RESUMABLE else "create another, under another id"
+            "resume it (`reconnect_and_wait`), or create another"
+            if short in RESUMABLE
+            else "create another, under another id"
         )
         return Verdict("failed", reason=f"it does not leave that state by itself: {way_out}")
     return Verdict("wait", queued=short in _QUEUED)

@@ -17,7 +17,7 @@ from fwasync.control.client import AsyncFireworksClient
 from fwasync.control.names import check_id
 from fwasync.control.requests import trainer_job_request
 from fwasync.control.resources import CreatedTrainerJob, TrainerJobInfo, TrainerServiceEndpoint
-from fwasync.control.states import RESUMABLE, Verdict, judge_job
+from fwasync.control.states import GONE, RESUMABLE, Verdict, judge_job
 from fwasync.control.waiting import Look, wait_for
 from fwasync.errors import BadRequestError, ConflictError, NotFoundError, ServiceError, TrainerJobFailedError
 
@@ -82,6 +82,9 @@ class AsyncTrainerJobManager:
         It is created once, however often the request has to be repeated: its id is chosen here, unless the
         configuration names one. An id that is taken is not an error; `created` tells.
 
+        Raises:
+            ConflictError: The id was that of a job that has been deleted.
+
         **Cancellation:** whether the job was created is unknown; name its id in the configuration to be able to ask, or
         use `InfraConfig.launch`, which removes it.
         """
@@ -91,7 +94,12 @@ class AsyncTrainerJobManager:
         what = f"creating trainer job {job_id}"
         body, created = await self._plane.create(what, path, query, request)
         if body is None:
-            name = (await self.get(job_id)).job_name
+            job = await self.get(job_id)
+            if job.state in GONE:
+                raise ConflictError(
+                    f"{what}: it was deleted, and its id is not given again; choose another", status=409
+                )
+            name = job.job_name
         else:
             name = read(what, body, TrainerJob).name or f"{path.removeprefix('v1/')}/{job_id}"
         info = TrainerJobInfo.read(TrainerJob(name=name))
@@ -109,7 +117,7 @@ class AsyncTrainerJobManager:
     async def exists(self, job_id: str) -> bool:
         """Whether there is such a job, and it is not deleted."""
         try:
-            return (await self.get(job_id)).state not in ("DELETED", "ARCHIVED")
+            return (await self.get(job_id)).state not in GONE
         except NotFoundError:
             return False
 

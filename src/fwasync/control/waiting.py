@@ -3,11 +3,13 @@
 Invariants
     * Delays and deadlines are pure decisions (`poll_delay`, `Clock`); only `wait_for` sleeps.
     * A deadline also ends a request that is on its way; a cancellation ends everything at once.
+    * Each look is told to `on_progress`, and what it finds changed to the log (`fwasync.control`, INFO).
     * Time in the queue for machines counts against its own deadline, and the other one begins after it.
 """
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -22,6 +24,8 @@ from fwasync.errors import ProvisioningError, ProvisioningTimeoutError, UsageErr
 __all__ = ("Clock", "Look", "poll_delay", "wait_for")
 
 T = TypeVar("T")
+
+logger = logging.getLogger("fwasync.control")
 
 _FIRST_S = 0.5
 _GROWTH = 1.5
@@ -114,8 +118,10 @@ async def wait_for(
     while True:
         with anyio.CancelScope(deadline=clock.deadline):
             found = await look()
-            looks, seen, said = looks + 1, found.state, found.message
             now = anyio.current_time()
+            if (found.state, found.message) != (seen, said):
+                logger.info("%s", _sentence(resource, found.state, found.message, f"after {now - started:.0f} s"))
+            looks, seen, said = looks + 1, found.state, found.message
             if on_progress is not None:
                 on_progress(Progress(resource, seen, said, now - started))
             if found.verdict.action == "ready":

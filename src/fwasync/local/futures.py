@@ -9,7 +9,7 @@ Invariants
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable
 
 import anyio
@@ -23,13 +23,17 @@ MAX_BYTES = 512 * 2**20
 
 
 class Slot:
-    """One future: its result once there is one, and until then what holds it up."""
+    """One future: its result once there is one, and until then what holds it up.
 
-    __slots__ = ("_changed", "result", "why")
+    Who does not wait can set `on_wake`, which is called when those who wait are let go.
+    """
+
+    __slots__ = ("_changed", "on_wake", "result", "why")
 
     def __init__(self, why: Callable[[], str]) -> None:
         self.result: Result | None = None
         self.why = why
+        self.on_wake: Callable[[], None] | None = None
         self._changed = anyio.Event()
 
     async def wait(self) -> None:
@@ -37,8 +41,10 @@ class Slot:
         await self._changed.wait()
 
     def wake(self) -> None:
-        """Let go whoever waits."""
+        """Let go whoever waits, and call `on_wake`."""
         self._changed.set()
+        if self.on_wake is not None:
+            self.on_wake()
 
 
 class FutureStore:
@@ -51,7 +57,7 @@ class FutureStore:
 
     def __init__(self, *, max_results: int = MAX_RESULTS, max_bytes: int = MAX_BYTES) -> None:
         self._slots: dict[str, Slot] = {}
-        self._resolved: deque[str] = deque()
+        self._resolved: OrderedDict[str, None] = OrderedDict()
         self._max_results = max_results
         self._max_bytes = max_bytes
         self._bytes = 0
@@ -66,7 +72,7 @@ class FutureStore:
         """Drop a future that nobody will ask for again."""
         slot = self._slots.pop(request_id, None)
         if slot is not None and slot.result is not None:
-            self._resolved.remove(request_id)
+            del self._resolved[request_id]
             self._bytes -= len(slot.result.body)
 
     def get(self, request_id: str) -> Slot | None:
@@ -81,10 +87,10 @@ class FutureStore:
         slot.result = result
         slot.why = _done  # what it held on to (a batch, say) is free now
         slot.wake()
-        self._resolved.append(request_id)
+        self._resolved[request_id] = None
         self._bytes += len(result.body)
         while len(self._resolved) > 1 and (len(self._resolved) > self._max_results or self._bytes > self._max_bytes):
-            old = self._slots.pop(self._resolved.popleft())
+            old = self._slots.pop(self._resolved.popitem(last=False)[0])
             self._bytes -= len(old.result.body) if old.result else 0
         return True
 

@@ -31,12 +31,12 @@ from fwasync._wire.messages import (
 )
 from fwasync._wire.runs import SamplerInfo
 from fwasync._wire.tensors import ModelInputMessage, model_input_tokens
-from fwasync.local.engine.api import Engine, SampledToken, SampleRequest
+from fwasync.local.engine.api import Engine, SampleRequest
 from fwasync.local.futures import FutureStore, Slot
 from fwasync.local.operations import digest_of
 from fwasync.local.refusal import Refusal, Refused
 from fwasync.local.results import Result, failed
-from fwasync.local.sampling_thread import SamplingThread, Weights
+from fwasync.local.sampling_thread import News, SamplingThread, Weights
 from fwasync.local.sessions import Sessions
 from fwasync.local.tokenizer import build_tokenizer
 from fwasync.local.weights import WeightsPath, WeightStore
@@ -45,8 +45,8 @@ __all__ = ("SamplingDesk", "Watcher")
 
 T = TypeVar("T")
 
-Watcher = Callable[[SampledToken | None], None]
-"""Is told each token of a request as soon as it is sampled, and `None` when there is a result; on the event loop."""
+Watcher = Callable[[News], None]
+"""Is told, on the event loop, that a request's turn has come, and of each token once it is sampled."""
 
 # Larger requests are decoded in a thread.
 _LARGE_BODY = 32_768
@@ -228,20 +228,18 @@ class SamplingDesk:
         self._resolve([(request_id, failed("the sample was cancelled", "user"))])
         return True
 
-    def _take(self, results: list[tuple[str, Result]], tokens: list[SampledToken]) -> None:
-        for token in tokens:
-            watcher = self._watchers.get(token.key)
+    def _take(self, results: list[tuple[str, Result]], news: list[News]) -> None:
+        for each in news:
+            watcher = self._watchers.get(each.key)
             if watcher is not None:
-                watcher(token)
+                watcher(each)
         self._resolve(results)
 
     def _resolve(self, results: list[tuple[str, Result]]) -> None:
         for request_id, result in results:
             self._running.discard(request_id)
             self._futures.resolve(request_id, result)
-            watcher = self._watchers.pop(request_id, None)
-            if watcher is not None:
-                watcher(None)
+            self._watchers.pop(request_id, None)
 
     def _read(self, request_id: str, body: bytes) -> tuple[SampleRequestMessage, SampleRequest, bytes]:
         message = decode(body, SampleRequestMessage)

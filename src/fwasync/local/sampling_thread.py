@@ -4,7 +4,7 @@ Invariants
     * Samplers are made, driven and dropped on this thread only.
     * A request that was handed in is delivered once, or cancelled.
     * What a step sampled for a watched request is delivered before the next step, and with the request's result or
-      before it. Delivering waits for nobody.
+      before it; that its turn has come, before its first token. Delivering waits for nobody.
     * Commands are obeyed in order, between two steps: what is asked after a cancellation is told without it.
     * Idle samplers beyond a small number are dropped, the longest unused first; busy ones never.
 """
@@ -15,12 +15,14 @@ import logging
 import math
 import secrets
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from typing import NamedTuple
 
 from fwasync._wire.fault_reports import SamplingLoad
 from fwasync._wire.messages import SampledSequenceMessage
@@ -28,12 +30,23 @@ from fwasync._wire.messages import SampleResult as SampleResultMessage
 from fwasync.local.engine.api import Engine, EngineError, SampledToken, Sampler, SampleRequest, SampleResult
 from fwasync.local.results import Result, failed, sample_result
 
-__all__ = ("SamplingThread", "Weights")
+__all__ = ("Begun", "News", "SamplingThread", "Weights")
 
 _log = logging.getLogger(__name__)
 
+
+class Begun(NamedTuple):
+    """The turn of the request `key` has come: its prompt is read from `at` on, of `time.monotonic`."""
+
+    key: str
+    at: float
+
+
+News = Begun | SampledToken
+"""What is told of a watched request before its result."""
+
 Delivery = tuple[str, Result]
-Deliver = Callable[[list[Delivery], list[SampledToken]], object]
+Deliver = Callable[[list[Delivery], list[News]], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +74,7 @@ class SamplingThread:
 
     Args:
         engine: Makes the samplers.
-        deliver: Gets (key, result) pairs, and the tokens of watched requests.
+        deliver: Gets (key, result) pairs, and the news of watched requests.
         keep: How many samplers are kept when they are idle.
     """
 
@@ -75,7 +88,7 @@ class SamplingThread:
         threading.Thread(target=self._run, name="fwasync-sampling", daemon=True).start()
 
     def submit(self, weights: Weights, request: SampleRequest, *, watched: bool = False) -> None:
-        """Hand in a request; its key names its result, and its tokens if it is watched."""
+        """Hand in a request; its key names its result, and its news if it is watched."""
         self._commands.put(partial(self._submit, weights, request, watched))
 
     def cancel(self, key: str) -> None:
@@ -89,14 +102,14 @@ class SamplingThread:
     def _run(self) -> None:
         while True:
             results = self._take_commands(wait=not any(s.sampler.busy for s in self._stations.values()))
-            tokens: list[SampledToken] = []
+            news: list[News] = []
             for weights, station in list(self._stations.items()):
                 if station.sampler.busy:
-                    results += self._step(weights, station, tokens)
+                    results += self._step(weights, station, news)
             self._drop_idle()
-            if results or tokens:
+            if results or news:
                 try:
-                    self._deliver(results, tokens)
+                    self._deliver(results, news)
                 except RuntimeError:
                     return  # the loop is closed: the process ends
 
@@ -139,7 +152,8 @@ class SamplingThread:
         answer(SamplingLoad(waiting, running, self._tokens))
         return []
 
-    def _step(self, weights: Weights, station: _Station, tokens: list[SampledToken]) -> list[Delivery]:
+    def _step(self, weights: Weights, station: _Station, news: list[News]) -> list[Delivery]:
+        at = time.monotonic()  # a step begins with the prompts of those whose turn has come
         try:
             finished = station.sampler.step()
         except Exception as error:
@@ -148,9 +162,11 @@ class SamplingThread:
             return _failures(station.keys, error)
         newest = station.sampler.newest
         self._tokens += len(newest)
-        station.begun.update(token.key for token in newest)
+        fresh = {token.key for token in newest} - station.begun
+        station.begun |= fresh
         if station.watched:
-            tokens += [token for token in newest if token.key in station.watched]
+            news += [Begun(key, at) for key in fresh & station.watched]
+            news += [token for token in newest if token.key in station.watched]
         for result in finished:
             station.drop(result.key)
         return [(result.key, _encode(result)) for result in finished]

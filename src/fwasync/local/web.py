@@ -3,7 +3,8 @@
 Invariants
     * Every answer is JSON, but for large results that the client wants as protobuf; a refusal is
       `{"detail": text}`, and in the control plane `{"error": {"message": text}, ...}`.
-    * A fault of ours is answered with a number; its traceback goes to the log only.
+    * Every answer carries the id of its request (`x-request-id`: the client's own, or a new one). A fault of ours tells
+      no more than that; its traceback goes to the log, with the id.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TypeVar
 import anyio
 import anyio.to_thread
 import msgspec
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -36,6 +37,7 @@ __all__ = (
     "read_message",
     "refusal_response",
     "result_response",
+    "until_ready",
     "wait_or_gone",
 )
 
@@ -134,6 +136,20 @@ async def wait_or_gone(request: Request, wait: Callable[[], Awaitable[None]], ti
         tasks.cancel_scope.cancel()
 
 
+async def until_ready(request: Request, ready: anyio.CancelScope) -> None:
+    """Return when `ready` is cancelled. It takes no other task, which would have to be ended when the client goes.
+
+    The body must have been read.
+
+    Raises:
+        ClientDisconnect: The client has gone.
+    """
+    with ready:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        raise ClientDisconnect
+
+
 class Gatekeeper:
     """ASGI middleware: asks for the API key, and turns what goes wrong inside into answers.
 
@@ -152,27 +168,29 @@ class Gatekeeper:
         """Serve one request."""
         if scope["type"] != "http":
             return
-        if scope["path"] not in self._open_paths and not self._knows(Headers(scope=scope)):
-            detail = "the API key is missing or wrong: send it as X-API-Key"
-            await refusal_response(401, detail, scope["path"])(scope, receive, send)
-            return
-        started = False
+        headers, started = Headers(scope=scope), False
+        request_id = headers.get("x-request-id") or secrets.token_hex(8)
 
-        async def note_start(message: Message) -> None:
+        async def answer(message: Message) -> None:
             nonlocal started
             started = True
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
+        if scope["path"] not in self._open_paths and not self._knows(headers):
+            detail = "the API key is missing or wrong: send it as X-API-Key"
+            await refusal_response(401, detail, scope["path"])(scope, receive, answer)
+            return
         try:
-            await self._app(scope, receive, note_start)
+            await self._app(scope, receive, answer)
         except ClientDisconnect:
             return
         except Exception:
-            number = secrets.token_hex(4)
-            _log.exception("%s %s failed (%s)", scope["method"], scope["path"], number)
+            _log.exception("%s %s failed (%s)", scope["method"], scope["path"], request_id)
             if not started:
-                detail = f"internal error {number} of the service; its log tells more"
-                await refusal_response(500, detail, scope["path"])(scope, receive, send)
+                detail = f"internal error {request_id} of the service; its log tells more"
+                await refusal_response(500, detail, scope["path"])(scope, receive, answer)
 
     def _knows(self, headers: Headers) -> bool:
         given = headers.get("x-api-key")

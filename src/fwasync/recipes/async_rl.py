@@ -69,6 +69,7 @@ PHASE = "async_rl"
 
 _ROLLOUTS = "rollouts"
 _LOOK_S = 0.25
+_RESCUE_S = 600.0
 
 Keep = Callable[[RolloutGroup[TakenRow]], bool]
 
@@ -115,10 +116,7 @@ async def train(
     **Cancellation:** the run keeps what was logged; checkpoints that were listed stay. All rollouts end.
     """
     config.check()
-    if reward is None and rollout is None:
-        reward, rollout = await _named(config)
-    elif reward is not None and rollout is not None:
-        raise UsageError("give async_rl.train either a reward, or a rollout of your own that rewards itself")
+    reward, rollout = await _of_the_user(config, reward, rollout)
     where, stop = where or Where(), StopRequest() if stop is None else stop
     restarts = config.trainer_restarts if where.service is None and where.trainers is None else 0
     async with recorded_policy_run(config, run) as (run, runner), _in_processes(config, reward) as reward:
@@ -136,6 +134,8 @@ async def train(
                 return result
             except TrainerLostError as lost:
                 if not restarts or lost.checkpoint is None or stop.requested:
+                    for note in getattr(lost, "__notes__", ()):  # of what could not be removed
+                        lost.error.add_note(note)
                     raise lost.error from lost.error.__cause__
                 restarts -= 1
                 told = f"the trainer is lost ({lost.error}); going on from {lost.checkpoint.state_path}"
@@ -160,15 +160,24 @@ async def dry_run(config: Config, *, tokenizer: ChatTokenizer | None, max_seq_le
     **Cancellation:** nothing remains.
     """
     config.check()
-    reward, rollout = await _named(config)
+    reward, rollout = await _of_the_user(config)
     found = await dry_policy_run(config, tokenizer=tokenizer, max_seq_len=max_seq_len)
     return [describe_named(reward or rollout), *found]
 
 
-async def _named(config: Config) -> tuple[RewardFn | None, PromptRollout | None]:
-    if config.rollout:
-        return None, await load_rollout(config.rollout)
-    return await load_reward(config.reward), None
+async def _of_the_user(
+    config: Config, reward: RewardFn | None = None, rollout: PromptRollout | None = None
+) -> tuple[RewardFn | None, PromptRollout | None]:
+    """The reward or the rollout, whichever there is."""
+    if reward is None and rollout is None:
+        reward = await load_reward(config.reward) if config.reward else None
+        rollout = await load_rollout(config.rollout) if config.rollout else None
+    if (reward is None) == (rollout is None):
+        raise UsageError(
+            "give async_rl either a reward, or a rollout of your own that rewards itself: one argument, or one of the "
+            "settings reward and rollout as module:function or file.py:function"
+        )
+    return reward, rollout
 
 
 @asynccontextmanager
@@ -267,8 +276,7 @@ class _Training:
                         batch = await anext(scheduler, None)
                         self.is_over = batch is None
                     if batch is not None:
-                        self.number += 1
-                        await self._step(self.number, batch, scheduler)
+                        await self._step(self.number + 1, batch, scheduler)
                     elif self.is_over:
                         self.state = scheduler.state()  # with the rows that were dropped behind the last step
         finally:
@@ -297,9 +305,9 @@ class _Training:
             unserved = error
         sync_s = anyio.current_time() - syncing
         told = await scheduler.publish(batch)
-        self.is_between_steps = True
-        account = scheduler.statistics().account
-        is_last = scheduler.statistics().source_exhausted and not account.in_flight + account.waiting
+        self.number, self.is_between_steps = number, True
+        now = scheduler.statistics()
+        is_last = now.source_exhausted and not now.account.in_flight + now.account.waiting
         self.is_over = number >= self.total or is_last
         before, self.state, self.filtered, filtered = self.state, scheduler.state(), [], self.filtered
         consumed, marks = self._consumed(), self._marks()
@@ -380,12 +388,12 @@ class _Training:
         checkpoints, saved = self.session.checkpoints, self.checkpoint
         lost = await is_gone(self.session.trainers.policy, error)
         if not lost and self.is_between_steps and self.number > (saved.step if saved else 0):
-            with anyio.move_on_after(self.config.weight_sync.dcp_timeout):
-                try:
+            try:
+                with anyio.fail_after(min(self.config.weight_sync.dcp_timeout, _RESCUE_S)):
                     pending = checkpoints.save(self.number, self._consumed(), more=self._marks())
                     self.checkpoint = await checkpoints.finish(pending)
-                except FwasyncError as why:
-                    error.add_note(f"step {self.number} could not be saved: {why}")
+            except (FwasyncError, TimeoutError) as why:
+                error.add_note(f"step {self.number} could not be saved: {why or type(why).__name__}")
         if self.checkpoint is None:
             error.add_note("no checkpoint was saved, so the run cannot go on: see dcp_save_interval")
         else:

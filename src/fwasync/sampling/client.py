@@ -1,4 +1,10 @@
-"""`AsyncSamplingClient`: completions of one set of weights, as many at a time as you like."""
+"""`AsyncSamplingClient`: completions of one set of weights, as many at a time as you like.
+
+Invariants
+    * The service is told of each sample that it has accepted and nobody waits for any more, so that it stops generating
+      it; when the client is left, for a short time.
+    * Leaving the client ends what is in progress on it.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +30,7 @@ from fwasync._wire.messages import encode
 from fwasync._wire.tensors import model_input_json
 from fwasync.errors import ClosedError, OperationTimeoutError, ProtocolError, ResultLostError, UsageError
 from fwasync.sampling.aimd import Observation
+from fwasync.sampling.calls import Calls
 from fwasync.sampling.concurrency import ConcurrencyController, FixedConcurrencyController
 
 if TYPE_CHECKING:
@@ -35,13 +42,17 @@ logger = logging.getLogger("fwasync.sampling")
 
 _TIMEOUT_S = 600.0
 _RESUBMISSIONS = 3
+_FAREWELL_S = 3.0
+# So many abandoned samples are told at a time.
+_TOLD_TOGETHER = 16
 
 
 class AsyncSamplingClient:
     """A sampler of one immutable set of weights. Made by `AsyncServiceClient.create_sampling_client`.
 
     Use it inside `async with`; any number of tasks may call `sample` at the same time. How many of them the service is
-    asked for at a time is up to `concurrency`: each holds a slot from its first attempt to its result.
+    asked for at a time is up to `concurrency`: each holds a slot from its first attempt to its result. Leaving the
+    block ends what is in progress with `ClosedError`, and waits for its end.
     """
 
     def __init__(
@@ -60,6 +71,7 @@ class AsyncSamplingClient:
         self._session = session
         self._sampling_session_id: str | None = None
         self._numbers = itertools.count()
+        self._calls = Calls("the sampling client")
         self._background = Background()
         self._abandoned: list[str | int] = []
         self._abandonment = anyio.Event()
@@ -104,6 +116,7 @@ class AsyncSamplingClient:
             OperationFailedError: The service could not sample this (a prompt too long …).
             ServiceError: The service refused the request.
             TransportError: The service could not be reached for longer than the retry budget.
+            ClosedError: The client was left meanwhile.
 
         **Cancellation:** the wait ends at once, and the service is told in the background that the completions are
         not wanted any more.
@@ -115,7 +128,7 @@ class AsyncSamplingClient:
         started = anyio.current_time()
         self._in_flight += 1
         try:
-            with anyio.move_on_after(timeout):
+            with self._calls.call(), anyio.move_on_after(timeout):
                 request = messages.SampleRequestMessage(
                     sampling_session_id=self._open_session_id(),
                     prompt=msgspec.Raw(model_input_json(prompt)),
@@ -163,7 +176,12 @@ class AsyncSamplingClient:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         self._sampling_session_id = None
-        await self._background.aclose()
+        await self._calls.end()
+        try:
+            await self._background.aclose()
+        finally:
+            with anyio.move_on_after(_FAREWELL_S, shield=True):
+                await self._tell_all()
 
     def _open_session_id(self) -> str:
         _ = self._session.session_id  # raises if the session is lost
@@ -205,19 +223,31 @@ class AsyncSamplingClient:
         self.concurrency.observe(Observation(status, retry=before))
 
     async def _tell_abandoned(self) -> None:
-        """Tell the service of samples that nobody waits for, so that it stops generating them."""
         while True:
             await self._abandonment.wait()
             self._abandonment = anyio.Event()
-            while self._abandoned:
-                body = msgspec.json.encode({"request_id": self._abandoned.pop()})
-                try:
-                    answer = await self._session.http.attempt("POST", "cancel_future", [body], timeout=10.0)
-                except Unanswered as error:
-                    logger.debug("an abandoned sample was not told to the service: %s", error)
-                    continue
-                if answer.status in (404, 405):
-                    return  # this service knows no such request
+            await self._tell_all()
+
+    async def _tell_all(self) -> None:
+        """Tell the service of samples that nobody waits for."""
+        async with anyio.create_task_group() as tasks:
+            for _ in range(min(_TOLD_TOGETHER, len(self._abandoned))):
+                tasks.start_soon(self._tell)
+
+    async def _tell(self) -> None:
+        while self._abandoned:
+            request_id = self._abandoned.pop()
+            body = encode(messages.CancelFutureRequest(request_id=request_id))
+            try:
+                answer = await self._session.http.attempt("POST", "cancel_future", [body], timeout=10.0)
+            except Unanswered as error:
+                logger.debug("an abandoned sample was not told to the service: %s", error)
+                continue
+            except anyio.get_cancelled_exc_class():
+                self._abandoned.append(request_id)
+                raise
+            if answer.status in (404, 405):
+                self._abandoned.clear()  # this service knows no such request
 
 
 def _read_sample(answer: Answer) -> messages.SampleResult:

@@ -4,6 +4,7 @@ Invariants
     * At most `window_size` slots are taken, but for those that were taken before the window shrank.
     * Slots are given in the order of asking; nobody who asks later overtakes who waits.
     * A waiter that is cancelled leaves no hole, even if its slot was given to it in the same moment.
+    * All of it happens on one event loop at a time: a waiter of another would not be woken, and is refused.
 """
 
 from __future__ import annotations
@@ -85,6 +86,7 @@ class ConcurrencyController(ABC):
         self._max_in_flight = 0
         self._requests = 0
         self._waiters: deque[_Waiter] = deque()
+        self._loop: anyio.lowlevel.EventLoopToken | None = None
 
     @property
     @abstractmethod
@@ -115,6 +117,9 @@ class ConcurrencyController(ABC):
 
         A slot that is left without an observation, as by a cancellation, teaches nothing.
 
+        Raises:
+            UsageError: Others hold or await slots on another event loop.
+
         **Cancellation:** a waiter leaves the queue; a holder's slot goes to the next.
         """
         await self._acquire()
@@ -143,6 +148,7 @@ class ConcurrencyController(ABC):
 
     async def _acquire(self) -> None:
         await anyio.lowlevel.checkpoint_if_cancelled()
+        self._claim_loop()
         waiter = _Waiter()
         self._waiters.append(waiter)
         self._admit()
@@ -155,6 +161,15 @@ class ConcurrencyController(ABC):
             else:
                 self._waiters.remove(waiter)
             raise
+
+    def _claim_loop(self) -> None:
+        loop = anyio.lowlevel.current_token()
+        if loop != self._loop and (self._in_flight or self._waiters):
+            raise UsageError(
+                "this concurrency controller gives slots on another event loop; make one for each loop (all blocking "
+                "clients share a loop of their own)"
+            )
+        self._loop = loop
 
     def _admit(self) -> None:
         while self._waiters and self._in_flight < self.window_size:

@@ -10,12 +10,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from fwasync._http.faults import request_id_of
 from fwasync.sampling.aimd import Observation
 
 __all__ = ("ServerMetrics", "read_metrics")
 
 _PREFIX = "fireworks-"
-_ID_HEADERS = ("x-request-id", "x-fireworks-request-id", "cf-ray")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ def read_metrics(
         prompt_tokens=count("prompt-tokens"),
         cached_prompt_tokens=count("cached-prompt-tokens"),
         completion_tokens=completion_tokens,
-        response_request_id=next((headers[name] for name in _ID_HEADERS if name in headers), None),
+        response_request_id=request_id_of(headers),
     )
 
 

@@ -6,7 +6,7 @@ What the answers mean is decided by pure functions. All replicas count, not the 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -16,7 +16,7 @@ import msgspec
 from fwasync._http.client import Http, Unanswered
 from fwasync._http.reading import read
 from fwasync._wire import hot_load as wire
-from fwasync._wire.messages import encode
+from fwasync._wire.messages import Message
 from fwasync.errors import BadRequestError, HotLoadFailedError, HotLoadTimeoutError, UsageError
 from fwasync.weights.chain import same_snapshot
 
@@ -181,6 +181,19 @@ class Account(Protocol):
         """The path of all resources of a kind, below `v1/`."""
         ...
 
+    async def call(
+        self,
+        what: str,
+        method: str,
+        path: str,
+        *,
+        body: Message | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: float = 60.0,
+    ) -> bytes:
+        """A request that is repeated until it is answered for good; errors tell what it was for."""
+        ...
+
 
 class Connection(Protocol):
     """What is needed of a client of the control plane."""
@@ -237,21 +250,23 @@ class AsyncHotLoadManager:
         request = wire.HotLoadRequest(identity=snapshot_identity, incremental_snapshot_metadata=increment)
         if self._resets_prompt_cache:
             request.reset_prompt_cache = reset_prompt_cache
+        what = f"hot-loading snapshot {snapshot_identity} into deployment {deployment_id}"
         headers = await self._headers(deployment_id, base_model)
         try:
-            await self._account.http.call("POST", _PATH, [encode(request)], headers=headers)
+            await self._account.call(what, "POST", _PATH, body=request, headers=headers)
         except BadRequestError as error:
             if request.reset_prompt_cache is None or not _unknown_field(str(error), "reset_prompt_cache"):
                 raise
             self._resets_prompt_cache = False
             request.reset_prompt_cache = None
-            await self._account.http.call("POST", _PATH, [encode(request)], headers=headers)
+            await self._account.call(what, "POST", _PATH, body=request, headers=headers)
 
     async def hotload_check_status(self, deployment_id: str, base_model: str) -> Sequence[ReplicaState]:
         """Every replica of the deployment as it is now; none while it starts."""
         headers = await self._headers(deployment_id, base_model)
-        body = await self._account.http.call("GET", _PATH, headers=headers, timeout=_STATUS_S)
-        status = read(f"hot-load status of deployment {deployment_id}", body, wire.HotLoadStatus)
+        what = f"reading the hot-load status of deployment {deployment_id}"
+        body = await self._account.call(what, "GET", _PATH, headers=headers, timeout=_STATUS_S)
+        status = read(what, body, wire.HotLoadStatus)
         return tuple(map(ReplicaState.read, status.replicas))
 
     async def wait_for_hotload(

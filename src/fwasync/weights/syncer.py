@@ -145,6 +145,8 @@ class AsyncWeightSyncer:
             raise UsageError(f"hotload_timeout is {hotload_timeout}; it must be above 0 seconds")
         if first_checkpoint_type not in ("base", "delta"):
             raise UsageError(f"first_checkpoint_type is {first_checkpoint_type!r}; it must be 'base' or 'delta'")
+        if first_checkpoint_type == "delta":
+            logger.warning("first_checkpoint_type is 'delta'; the first snapshot is a base all the same")
         self._policy = policy_client
         self._target = (deploy_mgr, deployment_id) if deploy_mgr is not None and deployment_id else None
         self._base_model = base_model

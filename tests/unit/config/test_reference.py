@@ -51,9 +51,14 @@ def test_configurations_do_not_change(config: type[Config]) -> None:
     [
         (InfraConfig, {"trainig_shape_id": SHAPE}, r"no field 'trainig_shape_id'; did you mean 'training_shape_id'\?"),
         (InfraConfig, {"zzz": 1}, "no field 'zzz'; it has: training_shape_id, "),
+        (WeightSyncConfig, {"dcp_timout": 1, "dcp_interval": 2}, r"(?s)'dcp_timeout'\?.*'dcp_save_interval'\?"),
         (InfraConfig, {"training_shape_id": "qwen3"}, "pass one like 'accounts/fireworks/trainingShapes/qwen3'"),
         (InfraConfig, {"training_shape_id": "a b"}, "pass one like 'accounts/fireworks/trainingShapes/<shape>'"),
-        (InfraConfig, {"training_shape_id": SHAPE.replace("training", "deployment")}, "not the full name of a shape"),
+        (
+            InfraConfig,
+            {"training_shape_id": SHAPE.replace("training", "deployment")},
+            "not the full name of a training shape",
+        ),
         (InfraConfig, {"trainer_timeout_s": 0}, "greater than 0"),
         (InfraConfig, {"trainer_timeout_s": float("inf")}, "finite"),
         (InfraConfig, {"region": ""}, "it is empty"),
@@ -68,6 +73,7 @@ def test_configurations_do_not_change(config: type[Config]) -> None:
         (WeightSyncConfig, {"weight_sync_timeout": 0}, "greater than 0"),
         (ConcurrencyConfig, {"mode": "auto"}, "mode is 'auto'"),
         (ConcurrencyConfig, {"mode": "fixed"}, "needs max_concurrency"),
+        (ConcurrencyConfig, {"mode": "adaptive", "max_concurrency": 8}, "max_window is the most"),
         (ConcurrencyConfig, {"min_window": 9, "max_window": 8}, "min_window 9 is more than max_window 8"),
         (ConcurrencyConfig, {"initial_window": 300}, "initial_window 300 is not between"),
     ],

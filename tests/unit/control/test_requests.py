@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import traceback
 from typing import Any
 
 import anyio
@@ -169,6 +170,17 @@ async def test_an_id_that_was_taken_before_is_not_ours() -> None:
     assert (dep.created, dep.name) == (False, "accounts/acme/deployments/d")
 
 
+async def test_the_id_of_a_deleted_job_is_not_given_again() -> None:
+    plane = FakePlane()
+    plane.jobs["j"] = ["JOB_STATE_DELETED"]
+    async with plane.client() as client:
+        with pytest.raises(
+            errors.ConflictError, match=r"creating trainer job j: it was deleted.*choose another"
+        ) as caught:
+            await AsyncTrainerJobManager(client).create(TrainerJobConfig(base_model=MODEL, requested_job_id="j"))
+    assert caught.value.status == 409
+
+
 @virtual_time
 async def test_a_creation_that_is_refused_or_never_answered() -> None:
     plane = FakePlane()
@@ -329,6 +341,8 @@ async def test_the_account_is_asked_for_once() -> None:
         for _ in range(5):
             group.start_soon(client.account_id)
     assert plane.calls == ["GET /v1/accounts?pageSize=2"]
+    async with client.copy() as copy:  # which is connected to nothing
+        assert await copy.account_id() == "acme"
 
 
 @virtual_time
@@ -426,10 +440,19 @@ def test_keys_go_to_their_vendor_only(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("FIREWORKS_API_KEY", KEY)
     assert AsyncFireworksClient().base_url == "https://api.fireworks.ai"
-    with pytest.raises(errors.UsageError, match=r"no API key for http://plane.test: pass api_key, or set FWASYNC"):
+    with pytest.raises(errors.UsageError, match=r"no API key for plane.test: pass api_key, or set FWASYNC"):
         AsyncFireworksClient(ORIGIN)
     monkeypatch.setenv("FIREWORKS_BASE_URL", ORIGIN)
     monkeypatch.setenv("FWASYNC_API_KEY", "a key")
     with pytest.raises(errors.UsageError, match="was it cut"):
         AsyncFireworksClient()
     assert KEY not in repr(AsyncFireworksClient(ORIGIN, KEY, retry=RETRY))
+
+
+@pytest.mark.parametrize(
+    "given", [(KEY, "https://api.fireworks.ai"), (KEY, None), (f"https://me:{KEY}@{ORIGIN}", None)]
+)
+def test_a_key_in_the_place_of_the_url_is_not_shown(given: tuple[str, str | None]) -> None:
+    with pytest.raises(errors.UsageError) as caught:  # the Fireworks SDK takes them in the other order
+        AsyncFireworksClient(*given)
+    assert KEY not in "".join(traceback.format_exception(caught.value))

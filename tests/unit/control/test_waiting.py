@@ -56,7 +56,8 @@ def test_pauses_rise_to_their_cap_and_scatter() -> None:
 
 
 @virtual_time
-async def test_a_trainer_comes_up() -> None:
+async def test_a_trainer_comes_up(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "fwasync")
     plane = FakePlane()
     plane.jobs["j"] = ["JOB_STATE_CREATING", "JOB_STATE_PENDING", "JOB_STATE_CREATING", RUNNING]
     plane.unhealthy = 2
@@ -68,6 +69,12 @@ async def test_a_trainer_comes_up() -> None:
     assert [p.state for p in seen] == ["CREATING", "PENDING", "CREATING", "RUNNING", "RUNNING", "RUNNING"]
     assert seen[-2].message == "its healthz answers 503"
     assert 0 == seen[0].elapsed_s < seen[-1].elapsed_s < 10
+    # What has changed is logged.
+    assert [message.partition(": after")[0] for message in caplog.messages] == [
+        *(f"trainer job j is {state}" for state in ("CREATING", "PENDING", "CREATING")),
+        "trainer job j is RUNNING: its healthz answers 503",
+        "trainer job j is RUNNING",
+    ]
     assert plane.calls[-1] == "GET /training/v1/rlorTrainerJobs/acme/j/api/v1/healthz"
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fwasync import errors
-from fwasync._http.faults import fault_text, refusal
+from fwasync._http.faults import fault_text, refusal, request_id_of
 from fwasync._http.retry import RetryPolicy, retry_after
 
 
@@ -72,6 +72,16 @@ def test_each_status_has_its_error(status: int, kind: type[errors.ServiceError])
     assert type(error) is kind
     assert error.status == status
     assert "optim_step" in str(error)
+    assert error.request_id is None
+
+
+def test_a_refusal_has_the_id_by_which_the_service_knows_it() -> None:
+    for headers in ({"cf-ray": "r2", "x-request-id": "r1"}, {"x-request-id": "", "x-fireworks-request-id": "r1"}):
+        for status in (302, 400, 503):
+            error = refusal(status, "", what="optim_step", url="http://x", request_id=request_id_of(headers))
+            assert error.request_id == "r1"
+    assert error.__notes__ == ["request id: r1"]
+    assert request_id_of({"content-type": "text/plain"}) is None
 
 
 @pytest.mark.parametrize(

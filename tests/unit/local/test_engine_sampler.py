@@ -103,6 +103,8 @@ def test_a_request_gives_the_same_bits_alone_and_in_any_company(peaky, alone, sl
                 sampler.submit(queue.pop())
         results.update((result.key, result) for result in sampler.step())
     assert results == alone
+    sequences = [sequence for result in results.values() for sequence in result.sequences]
+    assert sum(sequence.sampling_logprobs != sequence.logprobs for sequence in sequences) > len(sequences) / 2
 
 
 def test_equal_prompts_share_one_reading_and_keep_their_bits(sampler, alone, monkeypatch):
@@ -260,7 +262,7 @@ def test_frequencies_follow_the_truncated_distribution(top_k, top_p):
             np.full(count, top_p),
             (np.arange(count) + 0.5) / count,
         ),
-    )
+    ).tokens
     expected = np.exp(logits / temperature)
     order = np.argsort(-expected)
     if top_k > 0:
@@ -272,10 +274,58 @@ def test_frequencies_follow_the_truncated_distribution(top_k, top_p):
     np.testing.assert_allclose(np.bincount(tokens, minlength=6) / count, expected, atol=2e-4)
 
 
+def drawn_from(logits, temperature, top_k, top_p):
+    """The logprobs of what may be drawn, by the definitions, in double precision: `{token: logprob}`."""
+    ranked = sorted(range(len(logits)), key=lambda token: (-logits[token], token))
+    if temperature == 0:
+        return {ranked[0]: 0.0}
+    weights = np.exp((logits.astype(np.float64) - logits.max()) / temperature)
+    kept = ranked[:top_k] if top_k > 0 else ranked
+    shares = weights[kept] / weights[kept].sum()
+    kept = [token for token, before in zip(kept, np.cumsum(shares) - shares, strict=True) if before < top_p]
+    return dict(zip(kept, np.log(weights[kept] / weights[kept].sum()), strict=True))
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_each_choice_has_the_logprob_of_the_distribution_that_it_was_drawn_from(ties):
+    rng = np.random.default_rng(5)
+    count, vocabulary = 3000, 40
+    logits = rng.normal(0, 3, (count, vocabulary)).astype(np.float32)
+    if ties:
+        logits = np.round(logits / 2) * 2
+    choice = Choice(
+        rng.choice([0, 0.25, 1, 3], count).astype(np.float32),
+        rng.choice([-1, 0, 1, 4, 25, 40, 1000], count),
+        rng.choice([1, 0.95, 0.4, 1e-9], count),
+        rng.random(count),
+    )
+    chosen = choose(logits, choice)
+    for row in range(count):
+        own = drawn_from(logits[row], 1, -1, 1)
+        drawn = drawn_from(logits[row], float(choice.temperature[row]), choice.top_k[row], choice.top_p[row])
+        token, logprob = chosen.tokens[row], chosen.sampling_logprobs[row]
+        assert logprob == pytest.approx(drawn[token], abs=2e-6)
+        assert chosen.logprobs[row] == pytest.approx(own[token], abs=5e-6)
+        if len(drawn) == 1:
+            assert logprob == 0.0
+        if drawn == own:
+            assert logprob == chosen.logprobs[row]
+    assert len(set(chosen.sampling_logprobs - chosen.logprobs)) > count / 2
+
+
+def test_equals_share_what_truncation_leaves():
+    logits = np.zeros((4, 8), np.float32)
+    choice = Choice(np.full(4, 0.7, np.float32), np.array([-1, 3, -1, 6]), np.array([1, 1, 0.5, 0.5]), np.full(4, 0.99))
+    chosen = choose(logits, choice)
+    assert chosen.tokens.tolist() == [7, 2, 3, 2]  # the last of those that are left
+    assert chosen.sampling_logprobs.tolist() == [-math.log(8), -math.log(3), -math.log(4), -math.log(3)]
+
+
 def test_a_tiny_temperature_is_greedy_and_does_not_overflow():
     logits = np.array([[0.0, 80.0, 79.0]], np.float32)
     settings = Choice(np.array([1e-38], np.float32), np.array([-1]), np.array([1.0]), np.array([0.999]))
-    assert choose(logits, settings).tolist() == [1]
+    chosen = choose(logits, settings)
+    assert (chosen.tokens.tolist(), chosen.sampling_logprobs.tolist()) == ([1], [0.0])
 
 
 # Stopping
@@ -286,7 +336,7 @@ def test_the_models_own_stop_tokens_end_a_sequence(sampler):
     assert sequence.stop_reason == "stop"
     assert sequence.tokens[-1] == END_ID
     assert not {END_ID, END_OF_TEXT_ID} & set(sequence.tokens[:-1])
-    assert len(sequence.logprobs) == len(sequence.tokens)
+    assert len(sequence.logprobs) == len(sequence.sampling_logprobs) == len(sequence.tokens)
 
 
 def test_without_the_models_own_stops_only_the_requests_end_it(sampler):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import threading
+import time
 from queue import SimpleQueue
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ import pytest
 from fwasync._wire.fault_reports import SamplingLoad
 from fwasync.local.engine.api import EngineError, SampledSequence, SampledToken, SampleRequest, SampleResult
 from fwasync.local.results import Result, json_of
-from fwasync.local.sampling_thread import SamplingThread, Weights
+from fwasync.local.sampling_thread import Begun, News, SamplingThread, Weights
 
 
 class FakeSampler:
@@ -27,6 +28,7 @@ class FakeSampler:
         self.steps = 0
         self.may_step = threading.Event()
         self.may_step.set()
+        self.in_step = threading.Semaphore(0)
 
     @property
     def busy(self) -> bool:
@@ -34,7 +36,7 @@ class FakeSampler:
 
     @property
     def newest(self) -> list[SampledToken]:
-        return [SampledToken(key, 0, self.steps, 0.0) for key in self.told]
+        return [SampledToken(key, 0, self.steps, 0.0, 0.0) for key in self.told]
 
     def submit(self, request: SampleRequest) -> None:
         if request.num_samples < 1:
@@ -46,6 +48,7 @@ class FakeSampler:
         self.left.pop(key, None)
 
     def step(self) -> list[SampleResult]:
+        self.in_step.release()
         assert self.may_step.wait(10)
         self.steps += 1
         self.told = list(self.left)
@@ -56,7 +59,7 @@ class FakeSampler:
         for request in done:
             del self.left[request.key]
         return [
-            SampleResult(request.key, [SampledSequence(request.prompt.tolist(), [request.temperature], "stop")])
+            SampleResult(request.key, [SampledSequence(request.prompt.tolist(), [request.temperature], [0.0], "stop")])
             for request in done
         ]
 
@@ -68,9 +71,10 @@ class Bench:
         self.log: list[str] = []
         self.made: list[FakeSampler] = []
         self.results: SimpleQueue[tuple[str, Result]] = SimpleQueue()
-        self.tokens: list[SampledToken] = []
+        self.news: list[News] = []
         self.gate = threading.Event()
         self.gate.set()
+        self.in_step = threading.Semaphore(0)
         self.thread = SamplingThread(SimpleNamespace(sampler=self._make), self._deliver, keep=keep)
 
     def _make(self, base_model: str, snapshot: object) -> FakeSampler:
@@ -78,10 +82,11 @@ class Bench:
             raise FileNotFoundError(2, "No such file", "/secret/path")
         self.made.append(FakeSampler(self.log, base_model))
         self.made[-1].may_step = self.gate
+        self.made[-1].in_step = self.in_step
         return self.made[-1]
 
-    def _deliver(self, results: list[tuple[str, Result]], tokens: list[SampledToken]) -> None:
-        self.tokens += tokens
+    def _deliver(self, results: list[tuple[str, Result]], news: list[News]) -> None:
+        self.news += news
         for result in results:
             self.results.put(result)
 
@@ -187,8 +192,24 @@ def test_the_tokens_of_watched_requests_come_with_each_step(bench):
     bench.submit("a", "not watched", 5)
     bench.gate.set()
     assert {bench.next()[0], bench.next()[0]} == {"watched", "not watched"}
-    assert [token.token for token in bench.tokens] == [1, 2, 3, 4, 5]
-    assert {token.key for token in bench.tokens} == {"watched"}
+    begun, *tokens = bench.news
+    assert isinstance(begun, Begun)
+    assert [token.token for token in tokens if isinstance(token, SampledToken)] == [1, 2, 3, 4, 5]
+    assert {each.key for each in bench.news} == {"watched"}
+
+
+def test_a_request_begins_with_the_step_that_gives_its_first_token(bench):
+    bench.gate.clear()
+    bench.submit("a", "watched", 2, watched=True)
+    assert bench.in_step.acquire(timeout=10)
+    opened = time.monotonic()
+    bench.gate.set()
+    bench.next()
+    bench.submit("a", "again", 1, watched=True)
+    bench.next()
+    first, second = (each for each in bench.news if isinstance(each, Begun))
+    assert (first.key, second.key) == ("watched", "again")
+    assert first.at < opened < second.at < time.monotonic()
 
 
 def test_the_load_is_told_after_what_was_asked_before(bench):

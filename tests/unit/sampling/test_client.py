@@ -88,6 +88,77 @@ async def test_a_cancelled_sample_is_told_to_the_service() -> None:
     assert trainer.sent[-2].body == {"request_id": "sample-0"}
 
 
+async def test_leaving_the_block_ends_what_is_in_flight_and_tells_the_service() -> None:
+    trainer, closed = FakeTrainer(), list[str]()
+
+    async def one() -> None:
+        with pytest.raises(errors.ClosedError, match="the sampling client was closed while this was in progress"):
+            await sampler.sample(PROMPT)
+        closed.append("yes")
+
+    async with AsyncServiceClient("http://trainer.test", KEY, transport=trainer) as service:
+        async with anyio.create_task_group() as group:
+            concurrency = FixedConcurrencyController(40)
+            async with service.create_sampling_client(base_model="base", concurrency=concurrency) as sampler:
+                trainer.hold("retrieve_future")
+                for _ in range(50):
+                    group.start_soon(one)
+                while trainer.polls < 40:
+                    await anyio.lowlevel.checkpoint()
+            assert sampler.in_flight == concurrency.in_flight == concurrency.waiting == 0
+            told = [sent.body["request_id"] for sent in trainer.sent if sent.path == "cancel_future"]
+            assert sorted(told) == sorted(f"sample-{number}" for number in range(40))
+    assert len(closed) == 50
+    with pytest.raises(errors.ClosedError, match="not open"):
+        await sampler.sample(PROMPT)
+
+
+async def test_a_cancelled_block_tells_the_service_what_it_leaves_behind() -> None:
+    trainer = FakeTrainer()
+    async with anyio.create_task_group() as group:
+        async with connected(trainer) as sampler:
+            trainer.hold("retrieve_future")
+            for _ in range(3):
+                group.start_soon(sampler.sample, PROMPT)
+            while trainer.polls < 3:
+                await anyio.lowlevel.checkpoint()
+            group.cancel_scope.cancel()
+            await anyio.sleep_forever()
+    told = [sent.body["request_id"] for sent in trainer.sent if sent.path == "cancel_future"]
+    assert sorted(told) == ["sample-0", "sample-1", "sample-2"]
+
+
+async def test_a_service_that_knows_no_cancelling_is_not_asked_for_each_sample() -> None:
+    trainer = FakeTrainer()
+    async with connected(trainer) as sampler:
+        trainer.hold("retrieve_future")
+        for _ in range(100):
+            trainer.next_time("cancel_future", lambda: answer(404, {"detail": "no such path"}))
+        async with anyio.create_task_group() as group:
+            for _ in range(100):
+                group.start_soon(sampler.sample, PROMPT)
+            while trainer.polls < 100:
+                await anyio.lowlevel.checkpoint()
+            group.cancel_scope.cancel()
+    assert 0 < len([sent for sent in trainer.sent if sent.path == "cancel_future"]) < 50
+
+
+@virtual_time
+async def test_a_service_that_does_not_answer_does_not_hold_up_who_leaves() -> None:
+    trainer = FakeTrainer()
+    async with anyio.create_task_group() as group:
+        async with AsyncServiceClient("http://trainer.test", KEY, transport=trainer) as service:
+            async with service.create_sampling_client(base_model="base") as sampler:
+                trainer.hold("retrieve_future")
+                trainer.hold("cancel_future")
+                group.start_soon(sampler.sample, PROMPT)
+                while not trainer.polls:
+                    await anyio.lowlevel.checkpoint()
+                group.cancel_scope.cancel()
+                left = anyio.current_time()
+            assert anyio.current_time() - left == pytest.approx(3.0)
+
+
 async def test_a_lost_sample_is_asked_for_anew_and_not_for_ever() -> None:
     trainer = FakeTrainer()
     async with connected(trainer) as sampler:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from fwasync import ConcurrencyConfig, concurrency_controller
@@ -206,6 +207,23 @@ async def test_an_attempt_that_keeps_its_slot_teaches_too() -> None:
         slot.observation = Observation(200)
     assert controller.statistics().requests == 2
     assert controller.step_completed()["congestion_rate"] == 0.5
+
+
+def test_another_event_loop_is_refused_while_slots_are_taken() -> None:
+    controller = FixedConcurrencyController(2)
+
+    async def take() -> None:
+        async with controller.slot():
+            assert controller.in_flight == 1
+
+    async def hold() -> None:
+        async with controller.slot():
+            with pytest.raises(UsageError, match="another event loop"):
+                await anyio.to_thread.run_sync(anyio.run, take)
+            assert (controller.in_flight, controller.waiting) == (1, 0)
+
+    anyio.run(hold)
+    anyio.run(take)  # one loop after another is fine
 
 
 def test_a_configuration_becomes_a_controller() -> None:

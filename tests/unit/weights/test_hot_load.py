@@ -29,7 +29,7 @@ class Service(httpx.AsyncBaseTransport):
             return httpx.Response(200, json={"accounts": [{"name": "accounts/acme"}]})
         self.seen.append(request)
         status, body = self.answers.pop(0)
-        return httpx.Response(status, json=body)
+        return httpx.Response(status, json=body, headers={"x-request-id": f"r-{len(self.seen)}"})
 
     def client(self) -> AsyncFireworksClient:
         return AsyncFireworksClient(ORIGIN, KEY, retry=RETRY, transport=self)
@@ -97,6 +97,18 @@ async def test_every_replica_is_told_of() -> None:
         assert await manager.hotload_check_status("dep1", MODEL) == ()
         with pytest.raises(errors.ProtocolError, match="hot-load status of deployment dep1"):
             await manager.hotload_check_status("dep1", MODEL)
+
+
+async def test_a_refusal_tells_what_was_wanted_and_what_to_do() -> None:
+    gone = {"error": {"code": 404, "message": "no such deployment"}}
+    service = Service((404, gone), (404, gone))
+    async with service.client() as client:
+        manager = AsyncHotLoadManager(client)
+        with pytest.raises(errors.NotFoundError, match=r"^hot-loading snapshot s into deployment dep1: .*check the id"):
+            await manager.hotload("dep1", MODEL, "s")
+        with pytest.raises(errors.NotFoundError, match=r"^reading .* dep1: .*no such deployment.*check") as caught:
+            await manager.hotload_check_status("dep1", MODEL)
+    assert (caught.value.status, caught.value.request_id) == (404, "r-2")
 
 
 def replicas(*states: tuple[str, str]) -> tuple[int, dict[str, Any]]:

@@ -213,6 +213,13 @@ def test_arguments_that_cannot_be(arguments: dict[str, Any], text: str) -> None:
         AsyncWeightSyncer(Trainer(), **arguments)
 
 
+async def test_a_first_delta_is_a_base_and_that_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    deployment = Deployment(Trainer())
+    await syncer(deployment, first_checkpoint_type="delta").save_and_hotload("a")
+    assert deployment.trainer.kinds == ["base"]
+    assert caplog.messages == ["first_checkpoint_type is 'delta'; the first snapshot is a base all the same"]
+
+
 async def test_a_delta_that_could_not_be_loaded_is_not_saved() -> None:
     trainer = Trainer()
     with pytest.raises(errors.UsageError, match="not known to be served"):

@@ -11,7 +11,7 @@ Invariants
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from fwasync._wire.completions import (
@@ -25,7 +25,7 @@ from fwasync._wire.completions import (
     Usage,
     encode_event,
 )
-from fwasync._wire.messages import SampleResult, encode
+from fwasync._wire.messages import encode
 from fwasync.local.engine.api import SampledToken
 
 __all__ = ("Asked", "EventWriter", "completion_of")
@@ -46,13 +46,6 @@ class Asked:
         """Whether no sampled token is wanted: only the echo is."""
         return self.message.max_tokens == 0
 
-    @property
-    def full_distribution(self) -> bool:
-        """Whether samples were drawn from the model's own distribution."""
-        message = self.message
-        temperature = 1.0 if message.temperature is None else message.temperature
-        return temperature == 1.0 and message.top_p in (None, 1.0) and (message.top_k or 0) <= 0
-
 
 class _ChoiceWriter:
     """One choice as it grows."""
@@ -62,25 +55,32 @@ class _ChoiceWriter:
         self._index = index
         self._spell = codecs.getincrementaldecoder("utf-8")("replace")
         self._text = ""
-        self.rows: list[TokenRow] = []
+        self._rows: list[TokenRow] = []
+        self._told = 0
         self.sampled = 0
         start = len(asked.prompt) - asked.echoed
         echo = zip(asked.prompt[start:], prompt_logprobs[start:], strict=True) if asked.echoed else ()
         for token, logprob in echo:
-            is_last = asked.keeps_nothing and len(self.rows) == asked.echoed - 1
+            is_last = asked.keeps_nothing and len(self._rows) == asked.echoed - 1
             self._row(token, logprob or 0.0, None, is_last=is_last)
 
-    def add(self, token: int, logprob: float, *, is_last: bool) -> None:
+    def add(self, token: SampledToken) -> None:
         """Take a sampled token in."""
         if self._asked.keeps_nothing:
             return
         self.sampled += 1
-        self._row(token, logprob, logprob if self._asked.full_distribution else None, is_last=is_last)
+        self._row(token.token, token.logprob, token.sampling_logprob, is_last=token.stop_reason is not None)
+
+    def untold(self) -> list[TokenRow]:
+        """The rows since it was asked last."""
+        rows = self._rows[self._told :]
+        self._told = len(self._rows)
+        return rows
 
     def end(self, finish_reason: str) -> CompletionChoice:
         """What ends the choice: everything but its text and its rows."""
         message, prompt = self._asked.message, self._asked.prompt
-        tokens = [row.token_id for row in self.rows if row.token_id is not None]
+        tokens = [row.token_id for row in self._rows if row.token_id is not None]
         raw = RawOutput(
             prompt_token_ids=prompt, prompt_fragments=prompt, completion=self._text, completion_token_ids=tokens
         )
@@ -97,13 +97,13 @@ class _ChoiceWriter:
         """The choice, all of whose tokens were taken in."""
         choice = self.end(finish_reason)
         choice.text = self._text
-        choice.logprobs = Logprobs(content=self.rows) if self._asked.message.logprobs else None
+        choice.logprobs = Logprobs(content=self._rows) if self._asked.message.logprobs else None
         return choice
 
     def _row(self, token: int, logprob: float, drawn: float | None, *, is_last: bool) -> None:
         own = bytes([token]) if token < 256 else b""
         text = self._spell.decode(own, final=is_last)
-        self.rows.append(
+        self._rows.append(
             TokenRow(
                 token=text,
                 bytes=list(own),
@@ -116,18 +116,39 @@ class _ChoiceWriter:
         self._text += text
 
 
-def completion_of(asked: Asked, result: SampleResult, metrics: dict[str, str]) -> Completion:
-    """The whole answer."""
+class _ChoiceWriters:
+    """All choices of an answer as they grow."""
+
+    def __init__(self, asked: Asked) -> None:
+        self._asked = asked
+        self._writers: dict[int, _ChoiceWriter] = {}
+        self._prompt_logprobs: Sequence[float | None] = ()
+
+    def add(self, token: SampledToken) -> _ChoiceWriter:
+        """Take a sampled token in; returns the choice that it belongs to."""
+        self._prompt_logprobs = token.prompt_logprobs or self._prompt_logprobs
+        writer = self._writers.get(token.sample)
+        if writer is None:
+            writer = self._writers[token.sample] = _ChoiceWriter(self._asked, token.sample, self._prompt_logprobs)
+        writer.add(token)
+        return writer
+
+    @property
+    def sampled(self) -> int:
+        """How many tokens were sampled."""
+        return sum(writer.sampled for writer in self._writers.values())
+
+
+def completion_of(asked: Asked, tokens: Iterable[SampledToken], metrics: dict[str, str]) -> Completion:
+    """The whole answer, of all tokens that were sampled for it."""
+    writers = _ChoiceWriters(asked)
     choices: list[CompletionChoice] = []
-    sampled = 0
-    for index, sequence in enumerate(result.sequences):
-        writer = _ChoiceWriter(asked, index, result.prompt_logprobs or [])
-        last = len(sequence.tokens) - 1
-        for place, (token, logprob) in enumerate(zip(sequence.tokens, sequence.logprobs or [], strict=True)):
-            writer.add(token, logprob, is_last=place == last)
-        choices.append(writer.whole(sequence.stop_reason))
-        sampled += writer.sampled
-    return _message(asked, choices, sampled, metrics)
+    for token in tokens:
+        writer = writers.add(token)
+        if token.stop_reason is not None:
+            choices.append(writer.whole(token.stop_reason))
+    choices.sort(key=lambda choice: choice.index)
+    return _message(asked, choices, writers.sampled, metrics)
 
 
 class EventWriter:
@@ -141,8 +162,7 @@ class EventWriter:
     def __init__(self, asked: Asked, metrics: Callable[[], dict[str, str]]) -> None:
         self._asked = asked
         self._metrics = metrics
-        self._writers: dict[int, _ChoiceWriter] = {}
-        self._prompt_logprobs: Sequence[float | None] = ()
+        self._writers = _ChoiceWriters(asked)
         self._left = asked.message.n or 1
 
     @property
@@ -152,27 +172,20 @@ class EventWriter:
 
     def write(self, token: SampledToken) -> bytes:
         """What is to be sent when a token has come."""
-        self._prompt_logprobs = token.prompt_logprobs or self._prompt_logprobs
-        writer, told = self._writers.get(token.sample), 0
-        if writer is None:
-            writer = self._writers[token.sample] = _ChoiceWriter(self._asked, token.sample, self._prompt_logprobs)
-        else:
-            told = len(writer.rows)
-        writer.add(token.token, token.logprob, is_last=token.stop_reason is not None)
+        writer = self._writers.add(token)
         with_logprobs = self._asked.message.logprobs
         choices = [
             CompletionChoice(
                 index=token.sample, text=row.token, logprobs=Logprobs(content=[row]) if with_logprobs else None
             )
-            for row in writer.rows[told:]
+            for row in writer.untold()
         ]
         if token.stop_reason is not None:
             self._left -= 1
             choices.append(writer.end(token.stop_reason))
         events = [_message(self._asked, [choice]) for choice in choices]
         if self.is_complete:
-            sampled = sum(each.sampled for each in self._writers.values())
-            events[-1] = _message(self._asked, choices[-1:], sampled, self._metrics())
+            events[-1] = _message(self._asked, choices[-1:], self._writers.sampled, self._metrics())
         written = b"".join(encode_event(encode(event)) for event in events)
         return written + encode_event(DONE) if self.is_complete else written
 

@@ -25,8 +25,7 @@ from starlette.types import Receive, Scope, Send
 
 from fwasync._wire.completions import EVENT_STREAM, Completion, CompletionRequest, encode_event
 from fwasync._wire.hot_load import decode_strictly
-from fwasync._wire.messages import FailedOperation, SampleResult, decode, encode
-from fwasync._wire.protobuf.samples import decode_sample
+from fwasync._wire.messages import FailedOperation, decode, encode
 from fwasync.local.control.answers import Asked, EventWriter, completion_of
 from fwasync.local.control.deployments import DeploymentDesk
 from fwasync.local.control.hot_load import HotLoadDesk
@@ -36,9 +35,9 @@ from fwasync.local.futures import FutureStore, Slot
 from fwasync.local.refusal import Refusal, Refused
 from fwasync.local.results import Result
 from fwasync.local.sampling import SamplingDesk
-from fwasync.local.sampling_thread import Weights
+from fwasync.local.sampling_thread import Begun, News, Weights
 from fwasync.local.tokenizer import build_tokenizer
-from fwasync.local.web import read_body, wait_or_gone
+from fwasync.local.web import read_body, until_ready, wait_or_gone
 
 __all__ = ("CompletionDesk",)
 
@@ -50,25 +49,37 @@ _TOGETHER = 256
 
 
 class _Run:
-    """A request that is sampled: when it began and had its first token, and the tokens that were not sent yet."""
+    """A request that is sampled: when it came, when its turn and its first token, and the tokens that were not sent.
+
+    `ready` is cancelled as soon as its answer can begin.
+    """
 
     def __init__(self, asked: Asked) -> None:
         self.asked = asked
-        self.started = time.monotonic()
+        self.came_at = time.monotonic()
+        self.begun_at: float | None = None
         self.first_at: float | None = None
+        self.ready = anyio.CancelScope()
         self._unsent: deque[SampledToken] = deque()
         self._news = anyio.Event()
 
-    def note(self, token: SampledToken | None) -> None:
+    def note(self, news: News) -> None:
         """Take news of the sampler."""
-        if token is not None:
-            self.first_at = self.first_at or time.monotonic()
-            if self.asked.message.stream:
-                self._unsent.append(token)
+        if isinstance(news, Begun):
+            self.begun_at = news.at
+            return
+        self.first_at = self.first_at or time.monotonic()
+        self._unsent.append(news)
+        if self.asked.message.stream:
+            self.wake()
+
+    def wake(self) -> None:
+        """Let go whoever waits: there are tokens to send, or it has ended."""
+        self.ready.cancel()
         self._news.set()
 
     async def wait(self) -> None:
-        """Wait for news since the last `take`."""
+        """Wait for tokens since the last `take`, or the end."""
         await self._news.wait()
 
     def take(self) -> list[SampledToken]:
@@ -77,6 +88,19 @@ class _Run:
         if not self._unsent:
             self._news = anyio.Event()
         return taken
+
+    def rest(self) -> list[SampledToken]:
+        """All tokens that were not taken."""
+        return list(self._unsent)
+
+    def waited(self) -> dict[str, str]:
+        """How long it waited for its turn and for its first token, as metrics."""
+        moments = {"prefill-queue-duration": self.begun_at, "server-time-to-first-token": self.first_at}
+        return {name: f"{at - self.came_at:.6f}" for name, at in moments.items() if at is not None}
+
+    def took(self) -> dict[str, str]:
+        """How long it has taken until now, as a metric."""
+        return {"server-processing-time": f"{time.monotonic() - self.came_at:.6f}"}
 
 
 class CompletionDesk:
@@ -111,32 +135,27 @@ class CompletionDesk:
         weights = self._weights(message.model)
         sample = self._sample(run.asked)
         slot = self._samplers.begin(weights, sample, run.note)
+        slot.on_wake = run.wake
         self._running += 1
 
         def end() -> None:
             self._running -= 1
+            self._futures.forget(sample.key)
             if slot.result is None:
                 self._samplers.cancel(sample.key)
-            self._futures.forget(sample.key)
 
-        if message.stream:
-            return await self._events(request, run, slot, end)
         try:
-            await wait_or_gone(request, slot.wait, _LONGEST_S)
-            result, metrics = _there(slot), self._metrics(run) | _processing(run)
-        finally:
-            end()
-        return await anyio.to_thread.run_sync(_whole, run.asked, result, metrics)
-
-    async def _events(self, request: Request, run: _Run, slot: Slot, end: Callable[[], None]) -> Response:
-        try:
-            await wait_or_gone(request, run.wait, _LONGEST_S)
-            if run.first_at is None:
-                _sampled(_there(slot))  # which refuses
+            await until_ready(request, run.ready)
+            if not message.stream or run.first_at is None:
+                _require_sampled(slot)
         except BaseException:
             end()
             raise
-        return _EventStream(run, slot, end, self._metrics(run))
+        metrics = self._metrics(run)
+        if message.stream:
+            return _EventStream(run, slot, end, metrics)
+        end()
+        return await anyio.to_thread.run_sync(_whole, run.asked, run.rest(), metrics | run.took())
 
     # -- what is asked -----------------------------------------------------------------------------
 
@@ -189,12 +208,11 @@ class CompletionDesk:
         )
 
     def _metrics(self, run: _Run) -> dict[str, str]:
-        first_at = run.first_at or time.monotonic()
         return {
             "prompt-tokens": str(len(run.asked.prompt)),
             "cached-prompt-tokens": "0",
-            "server-time-to-first-token": f"{first_at - run.started:.6f}",
             "num-concurrent-requests": str(self._running),
+            **run.waited(),
         }
 
 
@@ -207,7 +225,7 @@ class _EventStream(Response):
         self._run = run
         self._slot = slot
         self._end = end
-        self._writer = EventWriter(run.asked, lambda: metrics | _processing(run))
+        self._writer = EventWriter(run.asked, lambda: metrics | run.took())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_all() -> None:
@@ -236,30 +254,21 @@ class _EventStream(Response):
         return encode_event(encode(told)), False
 
 
-def _there(slot: Slot) -> Result:
+def _require_sampled(slot: Slot) -> None:
     if slot.result is None:
-        raise Refused(503, "completions: the service is stopping, or you have gone")
-    return slot.result
+        raise Refused(503, "completions: the service is stopping")
+    if slot.result.form != "sample":
+        failure = _failure(slot.result)
+        raise Refused(failure.status, failure.detail)
 
 
-def _whole(asked: Asked, result: Result, metrics: dict[str, str]) -> Response:
-    whole = completion_of(asked, _sampled(result), metrics)
+def _whole(asked: Asked, tokens: list[SampledToken], metrics: dict[str, str]) -> Response:
+    whole = completion_of(asked, tokens, metrics)
     return Response(encode(whole), media_type="application/json", headers=_headers(metrics))
 
 
 def _headers(metrics: dict[str, str]) -> dict[str, str]:
     return {f"fireworks-{name}": value for name, value in metrics.items()}
-
-
-def _processing(run: _Run) -> dict[str, str]:
-    return {"server-processing-time": f"{time.monotonic() - run.started:.6f}"}
-
-
-def _sampled(result: Result) -> SampleResult:
-    if result.form == "sample":
-        return decode_sample(result.body)
-    failure = _failure(result)
-    raise Refused(failure.status, failure.detail)
 
 
 def _failure(result: Result) -> Refusal:

@@ -158,10 +158,13 @@ class SampledSequence:
 
     `logprobs` are the model's at temperature 1 without truncation, one for each token: what a
     trainer's forward computes for the same tokens (equal to about 1e-5 in float32).
+    `sampling_logprobs` are those of the distribution that each token was drawn from, with the
+    request's temperature, top_k and top_p: 0 at temperature 0.
     """
 
     tokens: list[int]
     logprobs: list[float]
+    sampling_logprobs: list[float]
     stop_reason: Literal["stop", "length"]
 
 
@@ -176,6 +179,7 @@ class SampledToken(NamedTuple):
     sample: int
     token: int
     logprob: float
+    sampling_logprob: float
     stop_reason: Literal["stop", "length"] | None = None
     prompt_logprobs: list[float | None] | None = None
 
@@ -289,7 +293,7 @@ class Sampler(Protocol):
         ...
 
     def step(self) -> list[SampleResult]:
-        """Fill free slots from the queue, decode one token in each; returns what finished."""
+        """Fill free slots from the queue, reading their prompts; decode one token in each; returns what finished."""
         ...
 
 

@@ -11,7 +11,7 @@ Invariants
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -63,6 +63,7 @@ class _Row:
     uniforms: npt.NDArray[np.float64]
     tokens: list[int] = field(default_factory=list[int])
     logprobs: list[float] = field(default_factory=list[float])
+    sampling_logprobs: list[float] = field(default_factory=list[float])
 
     @property
     def cached(self) -> int:
@@ -83,7 +84,8 @@ class _Row:
         is_first = self.sample == 0 and len(self.tokens) == 1
         prompt_logprobs = job.prompt_logprobs if is_first else None
         reason = self.stop_reason()
-        return SampledToken(job.request.key, self.sample, self.tokens[-1], self.logprobs[-1], reason, prompt_logprobs)
+        told = (self.tokens[-1], self.logprobs[-1], self.sampling_logprobs[-1])
+        return SampledToken(job.request.key, self.sample, *told, reason, prompt_logprobs)
 
 
 class NumpySampler:
@@ -95,7 +97,7 @@ class NumpySampler:
         self._decoder = Decoder(architecture, weights)
         self._slots = slots
         self._jobs: dict[str, _Job] = {}
-        self._waiting: deque[_Job] = deque()
+        self._waiting: OrderedDict[str, _Job] = OrderedDict()
         self._rows: list[_Row] = []
         self._cache: KeyValueCache | None = None
         self._newest: list[SampledToken] = []
@@ -127,16 +129,16 @@ class NumpySampler:
             stop_sequences=tuple(stop for stop in request.stop if len(stop) > 1),
         )
         self._jobs[request.key] = job
-        self._waiting.append(job)
+        self._waiting[request.key] = job
 
     def cancel(self, key: str) -> None:
         """Forget a request; see `Sampler.cancel`."""
         job = self._jobs.pop(key, None)
         if job is None:
             return
-        if job in self._waiting:
-            self._waiting.remove(job)
-        self._release([slot for slot, row in enumerate(self._rows) if row.job is job])
+        self._waiting.pop(key, None)
+        if job.started:
+            self._release([slot for slot, row in enumerate(self._rows) if row.job is job])
 
     def step(self) -> list[SampleResult]:
         """Decode one token in every slot; see `Sampler.step`."""
@@ -145,12 +147,12 @@ class NumpySampler:
             return []
         if self._cache is None:
             self._cache = KeyValueCache(self._architecture, self._slots)
+        started = self._start_rows(self._cache)
         logits: list[FloatArray] = []
         if self._rows:
             tokens = np.array([row.tokens[-1] for row in self._rows])
             positions = np.array([row.cached for row in self._rows])
             logits.append(self._decoder.decode(self._cache, tokens, positions))
-        started = self._start_rows(self._cache)
         logits.extend(row.prefill.logits[None] for row in started)
         self._rows.extend(started)
         self._extend_rows(np.concatenate(logits))
@@ -161,11 +163,11 @@ class NumpySampler:
         chosen: list[tuple[_Job, int]] = []
         free = self._slots - len(self._rows)
         while self._waiting and len(chosen) < free:
-            job = self._waiting[0]
+            key, job = next(iter(self._waiting.items()))
             chosen.append((job, job.started))
             job.started += 1
             if job.started == job.request.num_samples:
-                self._waiting.popleft()
+                del self._waiting[key]
         prefills = self._read_prompts([job for job, _ in chosen])
         started: list[_Row] = []
         for (job, sample), prefill in zip(chosen, prefills, strict=True):
@@ -189,7 +191,7 @@ class NumpySampler:
     def _extend_rows(self, logits: FloatArray) -> None:
         """Choose a token for every row from `[n, vocabulary]`."""
         requests = [row.job.request for row in self._rows]
-        tokens = choose(
+        chosen = choose(
             logits,
             Choice(
                 temperature=np.array([request.temperature for request in requests], np.float32),
@@ -198,13 +200,13 @@ class NumpySampler:
                 uniform=np.array([row.uniforms[len(row.tokens)] for row in self._rows]),
             ),
         )
-        chosen = np.take_along_axis(logits, tokens[:, None], axis=1)
-        logprobs = (chosen - log_partition(logits))[:, 0]
-        if not np.isfinite(logprobs).all():
+        if not np.isfinite(chosen.logprobs).all():
             raise EngineError("the model's logits are not finite: its training has diverged")
-        for row, token, logprob in zip(self._rows, tokens.tolist(), logprobs.tolist(), strict=True):
+        columns = (chosen.tokens.tolist(), chosen.logprobs.tolist(), chosen.sampling_logprobs.tolist())
+        for row, token, logprob, drawn in zip(self._rows, *columns, strict=True):
             row.tokens.append(token)
             row.logprobs.append(logprob)
+            row.sampling_logprobs.append(drawn)
 
     def _finish_rows(self) -> list[SampleResult]:
         """Tell the new tokens, and take out the rows that are done; returns the requests that are complete thereby."""
@@ -216,7 +218,9 @@ class NumpySampler:
                 continue
             done.append(slot)
             job = row.job
-            job.finished[row.sample] = SampledSequence(row.tokens, row.logprobs, newest.stop_reason)
+            job.finished[row.sample] = SampledSequence(
+                row.tokens, row.logprobs, row.sampling_logprobs, newest.stop_reason
+            )
             if len(job.finished) == job.request.num_samples:
                 del self._jobs[job.request.key]
                 sequences = [job.finished[sample] for sample in range(job.request.num_samples)]
