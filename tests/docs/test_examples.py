@@ -36,10 +36,13 @@ from fwasync import (
 )
 from fwasync.data.chat import ChatTokenizer
 from fwasync.data.messages import Message
+from fwasync.data.prompts import PromptRow
 from fwasync.data.rendering import resolve_renderer
 from fwasync.local import launch
 from fwasync.local.tokenizer import CHAT_TEMPLATE, build_tokenizer
 from fwasync.losses import PolicyInputs, PolicyLoss
+from fwasync.recipes import async_rl
+from fwasync.recipes.trainers import Where
 from fwasync.testing import blocking_local_service, local_service
 
 ROOT = Path(__file__).parents[2]
@@ -257,6 +260,18 @@ async def drive_use_the_calculator(example: Callable[..., Awaitable[Rollout]]) -
             assert len(changes) == 3, "given, sampled, given, sampled"
 
 
+async def drive_ask_again(example: Callable[..., Awaitable[Rollout]]) -> None:
+    rows = [PromptRow((Message("user", "Yes or no?"),), None, {}, line) for line in range(1, 5)]
+    with tempfile.TemporaryDirectory() as directory:
+        config = async_rl.Config(
+            log_path=Path(directory, "run"), dataset="rows", base_model="fwasync/qwen3-tiny", kl_beta=0
+        )
+        async with launch() as local:
+            where = Where(local.base_url, local.api_key)
+            result = await async_rl.train(config, rollout=example, where=where, rows=rows, keep=lambda group: True)
+    assert (result.steps, result.rows.kept) == (4, 4)
+
+
 async def drive_graded(example: Callable[..., Awaitable[bool]]) -> None:
     assert await example(operator.eq, "4", "4")
 
@@ -302,6 +317,10 @@ async def drive_datum_of(example: Callable[..., Any]) -> None:
     datum, aligned = example([1, 2], [3], [-0.5])
     assert datum.loss_fn_inputs["loss_mask"].to_numpy().tolist() == [0, 1]
     assert aligned.tolist() == [0, -0.5]
+
+
+async def drive_letters(example: Callable[[str, object], float]) -> None:
+    assert [example(text, None) for text in ("", "ab", "aB")] == [0, 1, 0.5]
 
 
 DRIVERS = {name.removeprefix("drive_"): value for name, value in globals().items() if name.startswith("drive_")}

@@ -32,12 +32,16 @@ def reward(text: str, row: PromptRow) -> float:
     return sum("a" <= letter <= "z" for letter in text) / TOKENS
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
+def write_prompts(tmp_path: Path) -> Path:
     path = tmp_path / "prompts.jsonl"
     rows = [{"messages": [{"role": "user", "content": str(row)}], "ground_truth": row} for row in range(ROWS)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_prompts(tmp_path)
 
 
 def settings(tmp_path: Path, **more: Any) -> rl.Config:

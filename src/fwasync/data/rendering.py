@@ -6,14 +6,14 @@ it is the one that is used unless another is named.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import StrEnum
-from typing import Any, Protocol, Self, TypeVar, cast, runtime_checkable
+from typing import Any, Protocol, Self, TypeVar, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
+from fwasync.config.named import load_named
 from fwasync.data.messages import Message
 from fwasync.errors import UsageError
 
@@ -141,8 +141,8 @@ def resolve_renderer(choice: Renderer | str | None, tokenizer: T) -> Renderer | 
     """The renderer that is meant.
 
     Args:
-        choice: A renderer; or `"module:attribute"`, which names a function or class that is called with the tokenizer
-            and gives one; or `None`, for the tokenizer's own chat template.
+        choice: A renderer; or `"module:attribute"` or `"file.py:attribute"`, which names a function or class that is
+            called with the tokenizer and gives one; or `None`, for the tokenizer's own chat template.
         tokenizer: The model's.
 
     Raises:
@@ -152,15 +152,9 @@ def resolve_renderer(choice: Renderer | str | None, tokenizer: T) -> Renderer | 
         return tokenizer
     if not isinstance(choice, str):
         return _checked(choice, "the renderer")
-    module, colon, attribute = choice.partition(":")
-    if not (module and colon and attribute):
-        raise UsageError(
-            f"renderer {choice!r} must look like 'module:attribute', or be left out for the model's own chat template"
-        )
-    try:
-        make = cast("Callable[[T], object]", getattr(importlib.import_module(module), attribute))
-    except (ImportError, AttributeError) as error:
-        raise UsageError(f"renderer {choice!r} cannot be imported: {error}") from error
+    make: Callable[[T], object] = load_named(
+        choice, "renderer", otherwise=", or be left out for the model's own chat template"
+    )
     if not callable(make):
         raise UsageError(f"renderer {choice!r} must be a function or class that takes a tokenizer and gives a renderer")
     return _checked(make(tokenizer), f"what {choice!r} gives")

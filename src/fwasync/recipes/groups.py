@@ -23,7 +23,17 @@ from fwasync.recipes.callbacks import called
 from fwasync.recipes.serving import ServedPolicy
 from fwasync.rollout.advantages import group_advantages
 
-__all__ = ("Answer", "GroupFilter", "GroupSampler", "PromptGroup", "RewardFn", "TakenRow", "rewards_differ")
+__all__ = (
+    "Answer",
+    "GroupFilter",
+    "GroupSampler",
+    "PromptGroup",
+    "RewardFn",
+    "TakenRow",
+    "is_async",
+    "rewards_differ",
+    "rewards_of",
+)
 
 RewardFn = Callable[[str, PromptRow], float | Awaitable[float]]
 """`reward(text, row) -> float`: how good an answer is, given as text. An async function is awaited on the event loop,
@@ -145,20 +155,33 @@ class GroupSampler:
             lambda: [self.tokenizer.decode(completion.completion_tokens) for completion in sampled],
             abandon_on_cancel=True,
         )
-        rewards = await _rewards(self.reward, texts, taken.row)
+        rewards = await rewards_of(self.reward, texts, taken.row)
         answers = tuple(_answer(*each) for each in zip(sampled, texts, rewards, strict=True))
         assert version is not None, "what is sampled is of a version"
         return PromptGroup(taken.row, taken.prompt_tokens, answers, group_advantages(rewards), version)
 
 
-async def _rewards(reward: RewardFn, texts: Sequence[str], row: PromptRow) -> list[float]:
+def is_async(function: Callable[..., object]) -> bool:
+    """Whether a function is awaited: it is a coroutine function, or an object that is called like one."""
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+
+
+async def rewards_of(reward: RewardFn, texts: Sequence[str], row: PromptRow) -> list[float]:
+    """The rewards of answers to one prompt.
+
+    Raises:
+        UsageError: One is not a finite number.
+        Exception: What the reward function raises, with a note of the row.
+
+    **Cancellation:** async reward functions end; one that runs in a thread goes on, unheard.
+    """
     rewards: list[float] = [math.nan] * len(texts)
 
     async def one(index: int) -> None:
         rewards[index] = await called(reward(texts[index], row))
 
     with _noted(row):
-        if inspect.iscoroutinefunction(reward) or inspect.iscoroutinefunction(type(reward).__call__):
+        if is_async(reward):
             async with anyio.create_task_group() as tasks:
                 for index in range(len(texts)):
                     tasks.start_soon(one, index)
@@ -167,11 +190,17 @@ async def _rewards(reward: RewardFn, texts: Sequence[str], row: PromptRow) -> li
             rewards = await anyio.to_thread.run_sync(
                 lambda: [plain(text, row) for text in texts], abandon_on_cancel=True
             )
-        values = [float(value) for value in rewards]
-        for value in values:
-            if not math.isfinite(value):
-                raise UsageError(f"a reward is {value}; it must be a finite number")
-    return values
+        return [_finite(value) for value in rewards]
+
+
+def _finite(value: object) -> float:
+    try:
+        number = float(cast("float", value))
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise UsageError(f"a reward is {value!r}; it must be a finite number")
+    return number
 
 
 @contextmanager

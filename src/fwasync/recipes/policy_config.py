@@ -47,6 +47,10 @@ class PolicyConfig(RecipeConfig):
     renderer_name: str = Field(
         default="", description="Another renderer, as module:attribute. Empty: the tokenizer's own chat template."
     )
+    reward: str = Field(
+        default="",
+        description="Your reward(text, row) -> float, as module:function or file.py:function. Programs may pass one.",
+    )
     completions_per_prompt: int = Field(default=4, ge=2, description="Answers to each prompt: a group.")
     max_completion_tokens: int = Field(default=1024, ge=1, description="The longest answer.")
     temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="Of the sampling.")
@@ -94,6 +98,11 @@ class PolicyConfig(RecipeConfig):
     def checkpoint_interval(self) -> int:
         """Steps between checkpoints; it may be set in either place."""
         return self.dcp_save_interval or self.weight_sync.dcp_save_interval
+
+    @property
+    def tokenizer_name(self) -> str:
+        """The tokenizer that is named; empty if it is the trainer's own."""
+        return self.tokenizer_model or self.deployment.tokenizer_model or ""
 
     @property
     def beta(self) -> float:
@@ -144,7 +153,7 @@ class PolicyConfig(RecipeConfig):
         given = self.model_fields_set
         if "batch_size" in given:
             found.append("batch_size is set; a step's size is prompt_groups_per_step times completions_per_prompt.")
-        if self.infra.training_shape_id is not None and not (self.tokenizer_model or self.deployment.tokenizer_model):
+        if self.infra.training_shape_id is not None and not self.tokenizer_name:
             found.append("tokenizer_model is empty; name it, so that prompts are checked before a trainer costs money.")
         if self.router_replay:
             found.append("router_replay is set; trainers of this SDK take no routing matrices. Set it to false.")

@@ -14,7 +14,8 @@ Invariants
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,14 +26,18 @@ import numpy.typing as npt
 
 from fwasync import APIFuture, AsyncTrainingClient
 from fwasync.data.alignment import align_sample_logprobs
-from fwasync.data.datums import completion_datum
+from fwasync.data.datums import completion_datum, masked_datum
 from fwasync.losses import PolicyInputs, PolicyLoss
 from fwasync.recipes.groups import PromptGroup
+from fwasync.recipes.optimizer import remote_metrics
+from fwasync.rollout.trajectory import RolloutGroup
 
 if TYPE_CHECKING:
-    from fwasync.types import Datum, ForwardBackwardOutput
+    from fwasync.types import Datum, ForwardBackwardOutput, OptimStepResponse
 
-__all__ = ("Backward", "PolicyBatch", "PolicyUpdate", "policy_batch")
+__all__ = ("Backward", "Passes", "PolicyBatch", "PolicyUpdate", "policy_batch", "rollout_batch")
+
+_COUNTS = ("active_tokens", "total_resp_tokens")
 
 Logprobs = list[npt.NDArray[np.float32]]
 
@@ -42,7 +47,7 @@ class PolicyBatch:
     """The datums of one step, and what belongs to each of them. Answers without a single token have none.
 
     Attributes:
-        datums: In the order of the groups and of their answers.
+        datums: In the order of the groups and of their answers; the weight 1 is on the tokens that are to learn.
         prompt_lens: Prompt tokens P of each.
         sampler_logprobs: float32 `[N]` of each, 0 for the prompt.
         advantages: Of each.
@@ -62,8 +67,21 @@ class PolicyBatch:
 
     @property
     def active_tokens(self) -> int:
-        """Completion tokens."""
-        return sum(len(each) - p + 1 for each, p in zip(self.sampler_logprobs, self.prompt_lens, strict=True))
+        """Tokens that are to learn: those that were sampled."""
+        return sum(int(mask.sum()) for mask in self._masks())
+
+    @property
+    def loss_datums(self) -> list[Datum]:
+        """The datums for a policy loss, which reads the weights as its mask."""
+        from fwasync.types import Datum
+
+        return [
+            Datum(
+                model_input=datum.model_input,
+                loss_fn_inputs={**datum.loss_fn_inputs, "loss_mask": datum.loss_fn_inputs["weights"]},
+            )
+            for datum in self.datums
+        ]
 
     def inputs(self, old_policy: Logprobs | None, reference: Logprobs | None) -> PolicyInputs:
         """What a policy loss needs beside the datums."""
@@ -86,15 +104,16 @@ class PolicyBatch:
         if not all("logprobs" in record for record in output.loss_fn_outputs):
             return {}
         differences = [
-            (trainer - sampler)[prompt_len - 1 :].astype(np.float64)
-            for trainer, sampler, prompt_len in zip(
-                _logprobs(output), self.sampler_logprobs, self.prompt_lens, strict=True
-            )
+            (trainer - sampler)[mask].astype(np.float64)
+            for trainer, sampler, mask in zip(_logprobs(output), self.sampler_logprobs, self._masks(), strict=True)
         ]
         return {
             "inference_diff": float(np.mean([np.abs(d).mean() for d in differences])),
             "inference_kld": float(np.mean([(np.exp(d) - d - 1).mean() for d in differences])),
         }
+
+    def _masks(self) -> list[npt.NDArray[np.bool_]]:
+        return [datum.loss_fn_inputs["weights"].to_numpy() > 0 for datum in self.datums]
 
 
 def policy_batch(groups: Sequence[PromptGroup], step: int) -> PolicyBatch:
@@ -112,6 +131,23 @@ def policy_batch(groups: Sequence[PromptGroup], step: int) -> PolicyBatch:
             )
             batch.advantages.append(float(advantage))
             batch.staleness.append(step - group.version)
+    return batch
+
+
+def rollout_batch(groups: Sequence[RolloutGroup[Any]], version: int) -> PolicyBatch:
+    """The same of rollouts, of which each segment is a datum; weights of this version are to learn.
+
+    Of a segment that several versions have sampled, the oldest counts for its staleness.
+    """
+    batch = PolicyBatch([], [], [], [], [])
+    for group in groups:
+        for rollout, advantage in zip(group.rollouts, group.advantages, strict=True):
+            for segment in rollout.segments:
+                batch.datums.append(masked_datum(segment.tokens, segment.mask))
+                batch.prompt_lens.append(int(segment.mask.argmax()))
+                batch.sampler_logprobs.append(np.where(segment.mask, segment.logprobs, np.float32(0))[1:])
+                batch.advantages.append(float(advantage))
+                batch.staleness.append(version - int(segment.versions[segment.mask].min()))
     return batch
 
 
@@ -170,9 +206,9 @@ class PolicyUpdate:
         inputs = batch.inputs(old_policy, reference)
         options: dict[str, Any] = {"timeout": self.timeout}
         if not self.builtin:
-            future = self.policy.forward_backward_custom(batch.datums, self.loss.custom(inputs), **options)
+            future = self.policy.forward_backward_custom(batch.loss_datums, self.loss.custom(inputs), **options)
             return Backward(future, int(self.old_policy), seconds)
-        kernel = await anyio.to_thread.run_sync(self.loss.builtin, inputs, batch.datums)
+        kernel = await anyio.to_thread.run_sync(self.loss.builtin, inputs, batch.loss_datums)
         assert kernel is not None, "the configuration was checked"
         future = self.policy.forward_backward(kernel.datums, kernel.loss_fn, kernel.loss_fn_config, **options)
         return Backward(future, int(self.old_policy), seconds)
@@ -180,3 +216,70 @@ class PolicyUpdate:
 
 def _logprobs(output: ForwardBackwardOutput) -> Logprobs:
     return [record["logprobs"].to_numpy() for record in output.loss_fn_outputs]
+
+
+class Passes:
+    """The passes of one optimizer step over the chunks of its batch."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[PolicyBatch, Backward]] = []
+
+    def add(self, batch: PolicyBatch, backward: Backward) -> None:
+        """A chunk was submitted."""
+        self._parts.append((batch, backward))
+
+    @property
+    def targets(self) -> int:
+        """Tokens that are predicted."""
+        return sum(batch.targets for batch, _ in self._parts)
+
+    @property
+    def reference_s(self) -> float:
+        """Seconds until reference and old policy had answered, of all chunks."""
+        return sum(backward.reference_s for _, backward in self._parts)
+
+    async def metrics(self, optim_step: APIFuture[OptimStepResponse]) -> dict[str, float]:
+        """Wait for all of them and for the step, and tell of it: `train/`, and how many passes there were.
+
+        Raises:
+            FwasyncError: What the operations raise.
+
+        **Cancellation:** stops the waiting.
+        """
+        from fwasync.types import ForwardBackwardOutput
+
+        outputs = [await backward.future for _, backward in self._parts]
+        update = await optim_step
+        active = [batch.active_tokens for batch, _ in self._parts]
+        told = [
+            {**batch.distance(output), **output.metrics}
+            for (batch, _), output in zip(self._parts, outputs, strict=True)
+        ]
+        remote = remote_metrics(ForwardBackwardOutput("", [], merge_chunks(told, active)), update)
+        return {
+            **remote,
+            "rollout/fwd_bwd_count": len(outputs),
+            "train/loss": remote.get("train/loss:sum", math.nan) / max(sum(active), 1),
+            "train/active_tokens": sum(active),
+            "train/step_tokens": self.targets,
+            "train/effective_grad_accum_steps": len(outputs),
+        }
+
+
+def merge_chunks(parts: Sequence[Mapping[str, float]], active_tokens: Sequence[int]) -> dict[str, float]:
+    """What chunks tell, as of one batch: counts and sums are added, `mask_ratio` follows from them, and what else there
+    is are means, of the chunks that tell it, weighted by their active tokens."""
+    merged: dict[str, float] = {}
+    for name in dict.fromkeys(name for part in parts for name in part):
+        told = [(part[name], weight) for part, weight in zip(parts, active_tokens, strict=True) if name in part]
+        if name.endswith(":sum") or name in _COUNTS:
+            merged[name] = sum(value for value, _ in told)
+        elif name.endswith(":max"):
+            merged[name] = max(value for value, _ in told)
+        elif name.endswith(":min"):
+            merged[name] = min(value for value, _ in told)
+        else:
+            merged[name] = sum(value * weight for value, weight in told) / max(sum(weight for _, weight in told), 1)
+    if "mask_ratio" in merged:
+        merged["mask_ratio"] = merged["active_tokens"] / max(merged["total_resp_tokens"], 1)
+    return merged

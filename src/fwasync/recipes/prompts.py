@@ -8,7 +8,7 @@ Invariants
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +18,8 @@ from fwasync.data.jsonl import Problem
 from fwasync.data.prompts import PromptRow
 from fwasync.data.rendering import Renderer, RenderRefusal
 from fwasync.errors import DatasetError
+from fwasync.recipes.batches import Batches
+from fwasync.recipes.groups import TakenRow
 from fwasync.recipes.rows import describe_dropped
 
 __all__ = ("Prompts", "render_prompts")
@@ -70,6 +72,14 @@ class Prompts:
         for prompt in self.tokens:
             state.update(b"|" if prompt is None else np.asarray(prompt, np.int64).tobytes() + b"/")
         return state.hexdigest()
+
+    def taken(self, order: Batches, consumed: int = 0) -> Iterator[TakenRow]:
+        """The prompts that come after a cursor, one by one, in this order."""
+        for batch in order.after(consumed):
+            for index in batch.rows:
+                tokens = self.tokens[index]
+                assert tokens is not None, "rows that cannot be used are passed by"
+                yield TakenRow(self.rows[index], tokens, batch.consumed)
 
     def describe_dropped(self) -> str:
         """One sentence on the rows that are left out; empty if there are none."""

@@ -27,6 +27,7 @@ Invariants
 
 from __future__ import annotations
 
+import logging
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Sequence
@@ -46,7 +47,7 @@ from fwasync import (
     WeightSyncConfig,
 )
 from fwasync.data.chat import ChatTokenizer
-from fwasync.errors import UsageError
+from fwasync.errors import UsageError, WeightSyncError
 from fwasync.recipes.trainers import Trainers
 from fwasync.rollout.samplers import Samplers
 from fwasync.sampling.aimd import AimdSettings, Observation
@@ -56,6 +57,8 @@ if TYPE_CHECKING:
     from fwasync.types import SampledSequence
 
 __all__ = ("ServedPolicy", "concurrency_controller", "serve_policy")
+
+logger = logging.getLogger(__name__)
 
 _UNLIMITED = 1_000_000
 _OK = 200
@@ -136,7 +139,7 @@ class ServedPolicy(ABC):
             The snapshot's path or full name.
 
         Raises:
-            WeightSyncError: The deployment did not load them.
+            WeightSyncError: The deployment did not load them, twice: once what has changed, and once all weights.
             FwasyncError: What saving the snapshot raises.
 
         **Cancellation:** `version` tells what is served: what was before, or `None`. A snapshot may have been saved.
@@ -264,7 +267,11 @@ class _Deployed(ServedPolicy):
 
     async def _publish(self, version: int) -> str:
         try:
-            snapshot = await self._syncer.save_and_hotload(f"sampler-{version}")
+            try:
+                snapshot = await self._syncer.save_and_hotload(f"sampler-{version}")
+            except WeightSyncError as error:
+                logger.warning("version %d is sent once more, with all weights: %s", version, error)
+                snapshot = await self._syncer.save_and_hotload(f"sampler-{version}")
         except BaseException:
             if self._syncer.base_identity is None:  # a load may have begun
                 self._version = None

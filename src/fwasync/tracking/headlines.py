@@ -39,6 +39,7 @@ HEADLINES = (
     Headline("perf/tokens_per_s", "tokens/s", "Tokens per second"),
     Headline("train/tokens_per_sec", "tokens/s", "Tokens per second"),
     Headline("rollout/in_flight", "in flight", "Samples in flight"),
+    Headline("rollout/groups_ready", "groups ready", "Groups that wait to be trained on"),
     Headline("rollout/staleness", "staleness", "Staleness (policy versions)"),
     Headline("version/sample_staleness_avg", "staleness", "Staleness (policy versions)"),
     Headline("train/mean_kl", "kl", "KL from the reference"),
