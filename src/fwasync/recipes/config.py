@@ -93,6 +93,11 @@ class RecipeConfig(Config):
         launched = self.infra.training_shape_id is not None
         if launched and self.base_model and not self.base_model.startswith("accounts/"):
             found.append(f"base_model is {self.base_model!r}; a trainer job wants accounts/<account>/models/<model>.")
+        job, reference_job = self.jobs
+        if job is not None and not launched:
+            found.append("a trainer job is named; name its shape too, as infra.training_shape_id.")
+        if reference_job is not None and self.infra.ref_training_shape_id is None:
+            found.append("reference_job_id is set; name the shape of that job too, as infra.ref_training_shape_id.")
         if self.output_model_id is not None and not launched:
             found.append("output_model_id is set; only a trainer job's snapshot becomes a model: set infra too.")
         if self.output_model_id is not None and not self.save_final_checkpoint:
@@ -103,6 +108,16 @@ class RecipeConfig(Config):
     def checkpoint_interval(self) -> int:
         """Steps between checkpoints."""
         return self.dcp_save_interval
+
+    @property
+    def checkpoint_timeout_s(self) -> float | None:
+        """Seconds that saving or loading a checkpoint may take; `None` is as the client has it."""
+        return None
+
+    @property
+    def jobs(self) -> tuple[str | None, str | None]:
+        """The trainer jobs to use that may be there already: the policy's and the reference's; `None` is a new one."""
+        return None, None
 
     @property
     def step_timeout_s(self) -> float:

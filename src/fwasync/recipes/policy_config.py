@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import Field
 
 from fwasync.config import ConcurrencyConfig, DeployConfig, WandBConfig, WeightSyncConfig
-from fwasync.config.base import Config
+from fwasync.config.base import Config, ResourceId
 from fwasync.errors import UsageError
 from fwasync.losses import (
     CISPOConfig,
@@ -85,6 +85,12 @@ class PolicyConfig(RecipeConfig):
     router_replay: bool = Field(default=False, description="Not supported: trainers here take no routing matrices.")
     router_replay_completion_only: bool = Field(default=True, description="Of router_replay.")
     trajectory_dir: Path | None = Field(default=None, description="A file of all answers for each step, if set.")
+    policy_job_id: ResourceId | None = Field(
+        default=None, description="A trainer job to train on that is there, and is left in place. Unset: a new one."
+    )
+    reference_job_id: ResourceId | None = Field(
+        default=None, description="The reference's trainer job, if it is there; it is left in place."
+    )
     deployment: DeployConfig = Field(default=DeployConfig(), description="What samples, on the control plane.")
     weight_sync: WeightSyncConfig = Field(default=WeightSyncConfig(), description="When it gets the weights.")
     concurrency: ConcurrencyConfig = Field(default=ConcurrencyConfig(), description="How much is sampled at a time.")
@@ -94,6 +100,16 @@ class PolicyConfig(RecipeConfig):
     def checkpoint_interval(self) -> int:
         """Steps between checkpoints; it may be set in either place."""
         return self.dcp_save_interval or self.weight_sync.dcp_save_interval
+
+    @property
+    def checkpoint_timeout_s(self) -> float | None:
+        """Seconds that saving or loading a checkpoint may take."""
+        return self.weight_sync.dcp_timeout
+
+    @property
+    def jobs(self) -> tuple[str | None, str | None]:
+        """The trainer jobs to use that may be there already."""
+        return self.policy_job_id, self.reference_job_id
 
     @property
     def beta(self) -> float:
