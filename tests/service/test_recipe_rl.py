@@ -81,6 +81,8 @@ async def test_it_learns(tmp_path: Path, data: Path, way: str) -> None:
         runner = {"output_model_path": tmp_path / "model.json"}
         more |= {"base_model": BASE, "infra": {"training_shape_id": SHAPE}, "output_model_id": "mine", "runner": runner}
     async with launch() as local:
+        if deployed:
+            more["deployment"] = {"tokenizer_model": str(local.data_dir / "tokenizer")}
         result = await rl.train(settings(tmp_path, **more), reward=reward, where=Where(local.base_url, local.api_key))
         async with AsyncFireworksClient(local.base_url, local.api_key) as fireworks:
             models = [model.name async for model in fireworks.list_models()]
@@ -185,7 +187,7 @@ async def test_killed_and_started_again_it_ends_as_if_nothing_had_been(tmp_path:
 
 
 async def test_on_a_new_trainer_job_it_goes_on_with_the_weights_that_it_had(tmp_path: Path, data: Path) -> None:
-    jobs = {"base_model": BASE, "infra": {"training_shape_id": SHAPE}, "dcp_save_interval": 1}
+    jobs: dict[str, Any] = {"base_model": BASE, "infra": {"training_shape_id": SHAPE}, "dcp_save_interval": 1}
     stop = StopRequest()
     judged: list[tuple[int, int | None]] = []
 
@@ -196,6 +198,7 @@ async def test_on_a_new_trainer_job_it_goes_on_with_the_weights_that_it_had(tmp_
 
     async with launch() as local:
         where = Where(local.base_url, local.api_key)
+        jobs["tokenizer_model"] = str(local.data_dir / "tokenizer")
         config = settings(tmp_path, max_steps=4, evaluation_interval=2, trajectory_dir=tmp_path / "answers", **jobs)
         first = await rl.train(
             config, reward=reward, where=where, stop=stop, on_step=lambda step, metrics: stop.request("enough")

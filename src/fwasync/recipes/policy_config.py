@@ -160,6 +160,8 @@ class PolicyConfig(RecipeConfig):
         given = self.model_fields_set
         if "batch_size" in given:
             found.append("batch_size is set; a step's size is prompt_groups_per_step times completions_per_prompt.")
+        if self.infra.training_shape_id is not None and not (self.tokenizer_model or self.deployment.tokenizer_model):
+            found.append("tokenizer_model is empty; name it, so that prompts are checked before a trainer costs money.")
         if self.router_replay:
             found.append("router_replay is set; trainers of this SDK take no routing matrices. Set it to false.")
         if self.deployment.deployment_id is not None and self.infra.training_shape_id is None:

@@ -108,7 +108,7 @@ async def train(
         config: What to do.
         reward: `reward(text, row) -> float`, sync (it runs in a worker thread) or async.
         where: Where; by default on the service that the environment names.
-        run: Where to log; by default in `config.log_path`. What is logged is described in docs/recipes/rl.md.
+        run: Where to log; by default in `config.log_path`. The recipe's page in the documentation lists the metrics.
         rows: The rows of `config.dataset`, if they were read already.
         keep: Which groups are trained on; the others are dropped, and replaced if `config.refill`.
         stop: Looked at between steps; if it is asked, the run saves a checkpoint and returns.

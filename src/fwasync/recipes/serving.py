@@ -197,7 +197,7 @@ async def serve_policy(
             first_checkpoint_type=weight_sync.first_checkpoint_type,
             lora_rank=trainers.policy.lora_rank or 0,
         )
-        replicas = await syncer.wait_ready(deploy.deployment_timeout_s, _LOOK_S)
+        replicas = await syncer.wait_for_hotload_ready(deploy.deployment_timeout_s, _LOOK_S)
         untouched = all(replica.snapshot is None for replica in replicas)
         sampler = await stack.enter_async_context(
             AsyncDeploymentSampler(

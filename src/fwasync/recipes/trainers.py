@@ -231,7 +231,7 @@ class Where:
         job_id, reference_job_id = config.jobs
         stages = 1
         if deploy is not None and infra.training_shape_id is not None:
-            shape = await fireworks.resolve_training_shape(infra.training_shape_id)
+            shape = await fireworks.resolve_training_profile(infra.training_shape_id)
             stages = shape.pipeline_parallelism
             if not deploy.deployment_shape and not deploy.deployment_accelerator_type and shape.deployment_shape:
                 deploy = deploy.model_copy(update={"deployment_shape": shape.deployment_shape})

@@ -82,6 +82,7 @@ def test_the_defaults_are_the_cookbooks() -> None:
     ("settings", "told"),
     [
         ({"policy_loss": "grppo"}, "there is no policy loss 'grppo'; did you mean 'grpo'?"),
+        ({"infra": {"training_shape_id": SHAPE}}, "tokenizer_model is empty; name it"),
         ({"router_replay": True}, "trainers of this SDK take no routing matrices"),
         ({"batch_size": 8}, "batch_size is set; a step's size is prompt_groups_per_step times"),
         ({"deployment": {"deployment_id": "d"}}, "only a trainer job's weights are synced: set infra too"),
@@ -111,7 +112,8 @@ def test_what_cannot_be_is_refused(settings: dict[str, Any], told: str) -> None:
 def test_a_default_that_has_no_place_is_left_out_and_told() -> None:
     assert config(policy_loss="dapo").beta == 0
     assert config(policy_loss="dapo").notes() == ["no KL penalty: dapo has no term for it"]
-    launched = {"infra": {"training_shape_id": SHAPE}}
+    launched = {"infra": {"training_shape_id": SHAPE}, "deployment": {"tokenizer_model": "t"}}
+    config(**launched).check()
     told = ["no KL penalty: there is no reference, as infra.ref_training_shape_id is not set"]
     assert (config(**launched).beta, config(**launched).notes()) == (0, told)
     assert config(**launched, lora_rank=8).beta == 0.001
