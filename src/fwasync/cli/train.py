@@ -6,6 +6,7 @@ Nothing here knows a recipe: settings are checked by its model, and what is told
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -52,6 +53,8 @@ async def run_train(
     **Cancellation:** what was logged and saved is kept, with a report of it.
     """
     recipe = find_recipe(name)
+    if not {"", str(Path.cwd())} & set(sys.path):
+        sys.path.append(str(Path.cwd()))  # settings may name code that is beside them
     settings = Settings.read(config_file)
     settings.override(arguments, recipe.Config)
     named = "log_path" in settings.values

@@ -6,7 +6,6 @@ it is the one that is used unless another is named.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Protocol, Self, TypeVar, cast, runtime_checkable
@@ -15,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fwasync.data.messages import Message
+from fwasync.data.named import import_named
 from fwasync.errors import UsageError
 
 __all__ = ("RenderRefusal", "Renderer", "TrainOnWhat", "resolve_renderer", "split_answers", "trained_messages")
@@ -152,15 +152,7 @@ def resolve_renderer(choice: Renderer | str | None, tokenizer: T) -> Renderer | 
         return tokenizer
     if not isinstance(choice, str):
         return _checked(choice, "the renderer")
-    module, colon, attribute = choice.partition(":")
-    if not (module and colon and attribute):
-        raise UsageError(
-            f"renderer {choice!r} must look like 'module:attribute', or be left out for the model's own chat template"
-        )
-    try:
-        make = cast("Callable[[T], object]", getattr(importlib.import_module(module), attribute))
-    except (ImportError, AttributeError) as error:
-        raise UsageError(f"renderer {choice!r} cannot be imported: {error}") from error
+    make = cast("Callable[[T], object]", import_named(choice, "renderer"))
     if not callable(make):
         raise UsageError(f"renderer {choice!r} must be a function or class that takes a tokenizer and gives a renderer")
     return _checked(make(tokenizer), f"what {choice!r} gives")

@@ -42,6 +42,11 @@ class PolicyConfig(RecipeConfig):
     """What determines a run."""
 
     learning_rate: float = Field(default=1e-5, gt=0, allow_inf_nan=False, description="After the warm-up.")
+    reward: str = Field(
+        default="",
+        description="The reward function, as module:function, called as reward(text, row). Programs may hand it over "
+        "instead.",
+    )
     max_rows: int | None = Field(default=100, ge=1, description="Only so many rows of the file are read.")
     shuffle: bool = Field(default=True, description="Another order in each pass. Else that of the file.")
     renderer_name: str = Field(

@@ -39,9 +39,11 @@ from fwasync.recipes.collecting import Collected, Collector, RowCounts
 from fwasync.recipes.groups import GroupFilter, GroupSampler, RewardFn, TakenRow, rewards_differ
 from fwasync.recipes.optimizer import adam_params, remote_metrics
 from fwasync.recipes.policy_config import PolicyConfig
+from fwasync.recipes.policy_dry_run import dry_run
 from fwasync.recipes.policy_update import PolicyUpdate, policy_batch
 from fwasync.recipes.prompts import Prompts, render_prompts
 from fwasync.recipes.recording import recording
+from fwasync.recipes.rewards import load_reward
 from fwasync.recipes.rollout_metrics import rollout_metrics, write_trajectories
 from fwasync.recipes.runner import Runner
 from fwasync.recipes.saving import DATA_KEY, Checkpoints, find_start
@@ -51,7 +53,7 @@ from fwasync.recipes.trainers import Trainers, Where
 from fwasync.tracking.run import Run
 from fwasync.training.custom_loss import require_torch
 
-__all__ = ("PHASE", "Config", "PromptRow", "Result", "SampledEvalFn", "train")
+__all__ = ("PHASE", "Config", "PromptRow", "Result", "SampledEvalFn", "dry_run", "train")
 
 PHASE = "rl"
 
@@ -93,7 +95,7 @@ class Result:
 async def train(
     config: Config,
     *,
-    reward: RewardFn,
+    reward: RewardFn | None = None,
     where: Where | None = None,
     run: Run | None = None,
     rows: Sequence[PromptRow] | None = None,
@@ -106,7 +108,8 @@ async def train(
 
     Args:
         config: What to do.
-        reward: `reward(text, row) -> float`, sync (it runs in a worker thread) or async.
+        reward: `reward(text, row) -> float`, sync (it runs in a worker thread) or async; by default the one that
+            `config.reward` names.
         where: Where; by default on the service that the environment names.
         run: Where to log; by default in `config.log_path`. The recipe's page in the documentation lists the metrics.
         rows: The rows of `config.dataset`, if they were read already.
@@ -124,6 +127,7 @@ async def train(
     **Cancellation:** the run keeps what was logged; checkpoints that were listed stay.
     """
     config.check()
+    reward = reward or load_reward(config.reward)
     loss = config.loss()
     if not config.is_builtin(loss):
         require_torch()
