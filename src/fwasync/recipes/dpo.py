@@ -38,6 +38,7 @@ class Config(pairs.PairsConfig):
     """What determines a run."""
 
     reduction: ClassVar[Reduction] = Reduction.MEAN_PAIRS
+    has_reference: ClassVar[bool] = True
 
     beta: float = Field(
         default=0.1, gt=0, allow_inf_nan=False, description="How firmly the reference holds the policy; above 0."

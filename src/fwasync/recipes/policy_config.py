@@ -7,7 +7,7 @@ a default cannot do here is left out, and `notes` says so.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -40,6 +40,8 @@ _NUM_LOSS_TOKENS = "num_loss_tokens"
 
 class PolicyConfig(RecipeConfig):
     """What determines a run."""
+
+    has_reference: ClassVar[bool] = True
 
     learning_rate: float = Field(default=1e-5, gt=0, allow_inf_nan=False, description="After the warm-up.")
     reward: str = Field(
