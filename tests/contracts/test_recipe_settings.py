@@ -20,7 +20,6 @@ RECIPES = ("sft", "dpo", "orpo", "rl")
 WHOLE = (AdamConfig,)
 UNREAD = {
     ("dpo", "deployment.sample_timeout"): "it does not sample; the section is that of all recipes",
-    ("rl", "batch_size"): "is refused where it is given, as a step is made of groups",
     ("rl", "router_replay_completion_only"): "belongs to router_replay, which is refused",
 }
 

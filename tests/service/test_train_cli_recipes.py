@@ -180,7 +180,7 @@ def test_what_cannot_be_is_one_line(refused: Refused, recipe: str, more: dict[st
         ({"reward": "judge"}, "reward 'judge' must look like 'module:attribute'"),
         ({"reward": "judge:leters"}, "reward 'judge:leters' cannot be imported: .*leters"),
         ({"reward": "jugde:letters"}, "reward 'jugde:letters' cannot be imported: No module named 'jugde'"),
-        ({"reward": "judge:NOTHING"}, "must be a function"),
+        ({"reward": "judge:NOTHING"}, "is a NoneType, and no function of"),
         ({"batch_size": 4}, "batch_size is set"),
     ],
     ids=lambda value: "" if isinstance(value, str) else str(value),
@@ -198,7 +198,7 @@ def test_a_reward_function_that_fails_is_told_with_its_row(
     tiny = {"base_model": "fwasync/qwen3-tiny"}
     status, _, err = train(*settings(recipe, reward="judge:broken", **tiny), recipe=recipe, **there)
     assert status == 2
-    told = r"error: the reward function judge:broken raised KeyError: 'truth'\n  note: .* of line \d+\n"
+    told = r"error: reward 'judge:broken' raised KeyError: 'truth' \(judge\.py, line \d+\)\n  note: .* of line \d+\n"
     assert re.match(told, err)
     status, _, err = train(*settings(recipe, reward="judge:patient", **tiny), recipe=recipe, **there)
     assert (status, err) == (0, "")
