@@ -18,7 +18,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "recipes"
 NAMES = ("sft", "dpo", "orpo")
 
 
-@pytest.mark.parametrize("name", [*NAMES, "rl"])
+@pytest.mark.parametrize("name", [*NAMES, "rl", "async_rl"])
 def test_defaults_are_as_told(name: str) -> None:
     fields = importlib.import_module(f"fwasync.recipes.{name}").Config.model_fields
     table = (DOCS / f"{name}.md").read_text(encoding="utf-8").partition("## Settings")[2]

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict
 
 from fwasync import AsyncServiceClient, InfraConfig, WandBConfig, flush_timing, timer
 from fwasync.checkpoints.ledger import CheckpointEntry, CheckpointLedger
-from fwasync.cli import dry_run, main
+from fwasync.cli import dry_run
 from fwasync.errors import ServiceUnreachableError
 from fwasync.recipes.stopping import StopRequest
 from fwasync.recipes.trainers import Where
@@ -40,27 +40,6 @@ def data(tmp_path: Path) -> Path:
 
 
 Train = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Train:
-    """`fwasync train sft`, called in this process: exit status, output, errors."""
-    for name in [name for name in os.environ if name.startswith(("FWASYNC_", "TINKER_"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.chdir(tmp_path)
-
-    def train(*arguments: object, recipe: str = "sft", **environment: str) -> tuple[int, str, str]:
-        with monkeypatch.context() as patch:
-            for name, value in environment.items():
-                patch.setenv(name, value)
-            patch.setattr(sys, "argv", ["fwasync", "train", recipe, *map(str, arguments)])
-            with pytest.raises(SystemExit) as ended:
-                main()
-        out, err = capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return ended.value.code, out, err
-
-    return train
 
 
 def test_a_run_on_a_local_service(train: Train, data: Path, tmp_path: Path) -> None:
@@ -327,22 +306,6 @@ def shop() -> Iterator[str]:
 
 
 Refused = Callable[..., None]
-
-
-@pytest.fixture
-def refused(train: Train, tmp_path: Path) -> Refused:
-    def refused(*arguments: object, status: int, told: str, recipe: str = "sft") -> None:
-        before = set(tmp_path.iterdir())
-        found, out, err = train(*arguments, recipe=recipe)
-        assert found == status, err
-        assert re.search(told, err), err
-        assert err.startswith("error: ")
-        assert err.count("error: ") == 1
-        assert "Traceback" not in err
-        assert out == ""
-        assert {path for path in tmp_path.rglob("*") if path.is_file()} <= before
-
-    return refused
 
 
 def test_a_missing_key(refused: Refused, data: Path, closed_port: int) -> None:

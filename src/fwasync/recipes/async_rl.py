@@ -56,7 +56,6 @@ from fwasync.recipes.stopping import StopRequest
 from fwasync.recipes.trainers import Where
 from fwasync.rollout.batch import RolloutBatch
 from fwasync.rollout.cursor import RolloutState
-from fwasync.rollout.runner import RolloutExecutor
 from fwasync.rollout.trajectory import RolloutGroup, rewards_differ
 from fwasync.rollout.watchdog import StallReport
 from fwasync.tracking.run import Run
@@ -86,7 +85,6 @@ async def train(
     stop: StopRequest | None = None,
     on_step: StepCallback | None = None,
     evaluate: SampledEvalFn | None = None,
-    executor: RolloutExecutor | None = None,
 ) -> Result:
     """Reinforce what is rewarded; go on where the run in `config.log_path` was interrupted, if it was.
 
@@ -103,7 +101,6 @@ async def train(
         on_step: Called after each step.
         evaluate: Called before the first step, every `config.evaluation_interval` steps, and after the last. Nothing is
             published meanwhile.
-        executor: Where rollouts run; on this event loop unless given.
 
     Raises:
         UsageError: The configuration or the data cannot be trained on; nothing was. Or a function that it names raised.
@@ -124,7 +121,7 @@ async def train(
             try:
                 async with open_session(config, PHASE, where, run, rows) as session:
                     own = rollout or _single_turn(config, reward, session)
-                    training = _Training(config, session, run, runner, own, keep, on_step, evaluate, executor)
+                    training = _Training(config, session, run, runner, own, keep, on_step, evaluate)
                     result = await training.go(stop)
                     if result.stopped is not None:
                         await runner.stopped(result.stopped)
@@ -201,7 +198,6 @@ class _Training:
     keep: Keep
     on_step: StepCallback | None
     evaluate: SampledEvalFn | None
-    executor: RolloutExecutor | None
     total: int = 0
     number: int = 0
     is_between_steps: bool = True
@@ -228,7 +224,6 @@ class _Training:
             tokenizer=session.tokenizer,
             keep=self._is_kept,
             concurrency=session.served.concurrency if config.concurrency.mode else None,
-            executor=self.executor,
             state=self.state,
             on_stall=self._warn if config.on_stall == "warn" else None,
         )

@@ -202,7 +202,7 @@ async def open_session(
             trainers,
             run,
             {DATA_KEY: prompts.digest()},
-            timeout=config.weight_sync.dcp_timeout,
+            timeout=config.checkpoint_timeout_s,
             prefix=f"{phase}-" if where.trainers else "",
         )
         checkpoints.check_data(start)
