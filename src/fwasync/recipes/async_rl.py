@@ -141,21 +141,7 @@ async def train(
 
 
 async def dry_run(config: Config, *, tokenizer: ChatTokenizer | None, max_seq_len: int | None) -> list[str]:
-    """Import the reward function or the rollout, read and render the prompts, count the steps; nothing is started.
-
-    Args:
-        config: What would be done.
-        tokenizer: The model's, if it can be had.
-        max_seq_len: The model's context length, if it is known.
-
-    Returns:
-        What was found, in lines.
-
-    Raises:
-        UsageError: The configuration or the data cannot be trained on, or the function cannot be had.
-
-    **Cancellation:** nothing remains.
-    """
+    """Import the reward or rollout, and check the prompts as `dry_policy_run` does; nothing is started."""
     config.check()
     reward, rollout = await _of_the_user(config)
     found = await dry_policy_run(config, tokenizer=tokenizer, max_seq_len=max_seq_len)

@@ -121,21 +121,7 @@ async def train(
 
 
 async def dry_run(config: Config, *, tokenizer: ChatTokenizer | None, max_seq_len: int | None) -> list[str]:
-    """Import the reward function, read and render the prompts, and count the steps; nothing is started.
-
-    Args:
-        config: What would be done.
-        tokenizer: The model's, if it can be had.
-        max_seq_len: The model's context length, if it is known.
-
-    Returns:
-        What was found, in lines.
-
-    Raises:
-        UsageError: The configuration or the data cannot be trained on, or the reward function cannot be had.
-
-    **Cancellation:** nothing remains.
-    """
+    """Import the reward function, and check the prompts as `dry_policy_run` does; nothing is started."""
     config.check()
     reward = await load_reward(config.reward)
     found = await dry_policy_run(config, tokenizer=tokenizer, max_seq_len=max_seq_len)
