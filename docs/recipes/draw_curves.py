@@ -36,20 +36,18 @@ text { font: 12px system-ui, sans-serif; fill: var(--soft) }
 """
 
 
-def block(name: str, language: str) -> str:
-    """The first block of a language on a recipe's page; empty if there is none."""
-    page = (HERE / f"{name}.md").read_text(encoding="utf-8")
-    return next(iter(re.findall(rf"^```{language}\n(.*?)^```", page, re.M | re.S)), "")
-
-
 def prepare(name: str, directory: Path) -> list[str]:
-    """Write data and settings of a recipe there; the command that trains, to be run there."""
-    settings = block(name, "toml")
-    if not settings:
-        return [sys.executable, "-c", block(name, "python")]
+    """Write data and settings of a recipe there; the command that trains, to be run there.
+
+    The page's first block says how: settings for the command, or a program.
+    """
+    page = (HERE / f"{name}.md").read_text(encoding="utf-8")
+    language, text = re.findall(r"^```(toml|python)\n(.*?)^```", page, re.M | re.S)[0]
+    if language == "python":
+        return [sys.executable, "-c", text]
     (directory / "chats.jsonl").write_text(sort_digits.data_text(), encoding="utf-8")
     (directory / "pairs.jsonl").write_text(sort_digits.make_pairs(512), encoding="utf-8")
-    (directory / f"{name}.toml").write_text(settings, encoding="utf-8")
+    (directory / f"{name}.toml").write_text(text, encoding="utf-8")
     return [sys.executable, "-m", "fwasync.cli", "train", name, "--config", f"{name}.toml", "log_path=run"]
 
 

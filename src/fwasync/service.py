@@ -16,7 +16,7 @@ from fwasync.errors import UsageError
 from fwasync.sampling.client import AsyncSamplingClient
 from fwasync.sampling.concurrency import ConcurrencyController
 from fwasync.training.client import AsyncTrainingClient
-from fwasync.training.model import ModelSpec
+from fwasync.training.model import CHECKPOINT_TIMEOUT_S, ModelSpec
 
 if TYPE_CHECKING:
     from tinker.types import GetServerCapabilitiesResponse
@@ -102,7 +102,12 @@ class AsyncServiceClient:
         return AsyncTrainingClient(self._session, ModelSpec(base_model, 0, base_only=True))
 
     def create_training_client_from_state(
-        self, path: str, *, base_model: str | None = None, lora_rank: int | None = None
+        self,
+        path: str,
+        *,
+        base_model: str | None = None,
+        lora_rank: int | None = None,
+        timeout: float | None = CHECKPOINT_TIMEOUT_S,
     ) -> AsyncTrainingClient:
         """A client of a new model that begins with a checkpoint's weights; its optimizer starts anew.
 
@@ -110,14 +115,21 @@ class AsyncServiceClient:
             path: The checkpoint, from `save_state`.
             base_model: Its base model. Unset: the service is asked what the checkpoint is of.
             lora_rank: Its rank, if `base_model` is given; unset is 0, all parameters.
+            timeout: Seconds that loading it may take.
         """
-        return AsyncTrainingClient(self._session, ModelSpec(base_model, lora_rank, state=path))
+        return AsyncTrainingClient(self._session, ModelSpec(base_model, lora_rank, state=path, load_timeout=timeout))
 
     def create_training_client_from_state_with_optimizer(
-        self, path: str, *, base_model: str | None = None, lora_rank: int | None = None
+        self,
+        path: str,
+        *,
+        base_model: str | None = None,
+        lora_rank: int | None = None,
+        timeout: float | None = CHECKPOINT_TIMEOUT_S,
     ) -> AsyncTrainingClient:
         """As `create_training_client_from_state`, but the optimizer goes on from the checkpoint too."""
-        return AsyncTrainingClient(self._session, ModelSpec(base_model, lora_rank, state=path, with_optimizer=True))
+        spec = ModelSpec(base_model, lora_rank, state=path, with_optimizer=True, load_timeout=timeout)
+        return AsyncTrainingClient(self._session, spec)
 
     def create_sampling_client(
         self,

@@ -23,22 +23,37 @@ from fwasync.testing import Fault, FaultPlan, Kill, ScriptedService, blocking_lo
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="kill -9 and fork")
 
 STEPS = 8
-MORTAL = Path(__file__).parents[1] / "support" / "mortal_sft.py"
-# Two passes of 23 rows, of which one is too long: four batches of six, and a cursor that counts it.
+MORTAL = Path(__file__).parents[1] / "support" / "mortal_run.py"
+# Two passes of 23 rows, of which one is too long: four batches of six, and a cursor that counts it. With rewards it is
+# one pass of 23 prompts, three of them a step, as none has answers of the same reward.
 ROWS = [("x" * 90 if row == 7 else str(row), str(row * 7 % 10)) for row in range(23)]
+PASSES = {"sft": 2, "dpo": 2, "rl": 1}
+BATCHES = {"batch_size": 6, "epochs": 2, "pipeline_depth": 3, "lr_scheduler": {"type": "cosine", "warmup_steps": 2}}
+GROUPS = {"prompt_groups_per_step": 3, "completions_per_prompt": 2, "max_completion_tokens": 6, "kl_beta": 0}
+OWN = {"sft": BATCHES, "dpo": {**BATCHES, "ref_cache_batch_size": 4}, "rl": GROUPS}
+
+
+def line(recipe: str, asked: str, answer: str) -> str:
+    question = {"role": "user", "content": asked}
+    rows: dict[str, Any] = {
+        "sft": {"messages": [question, {"role": "assistant", "content": answer}]},
+        "dpo": {"input": asked, "preferred_output": answer, "non_preferred_output": "no"},
+        "rl": {"messages": [question]},
+    }
+    return json.dumps(rows[recipe]) + "\n"
 
 
 class Runs:
-    """One service and one process that forks runs on it."""
+    """One service and one process that forks runs of a recipe on it."""
 
-    def __init__(self, service: ScriptedService, directory: Path) -> None:
+    def __init__(self, service: ScriptedService, directory: Path, recipe: str) -> None:
+        self.recipe = recipe
         self.service = service
         self.directory = directory
         self.data = directory / "data.jsonl"
-        messages = [[{"role": "user", "content": a}, {"role": "assistant", "content": b}] for a, b in ROWS]
-        self.data.write_text("".join(json.dumps({"messages": row}) + "\n" for row in messages))
+        self.data.write_text("".join(line(recipe, *row) for row in ROWS))
         self.process = subprocess.Popen(
-            [sys.executable, str(MORTAL)],
+            [sys.executable, str(MORTAL), recipe],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -57,13 +72,10 @@ class Runs:
             "base_model": "fwasync/qwen3-tiny",
             "lora_rank": rank,
             "learning_rate": 3e-3,
-            "lr_scheduler": {"type": "cosine", "warmup_steps": 2},
             "grad_clip_norm": 1.0,
-            "batch_size": 6,
-            "epochs": 2,
             "max_seq_len": 64,
             "dcp_save_interval": 2,
-            "pipeline_depth": 3,
+            **OWN[self.recipe],
         }
         order = {"base_url": self.service.base_url, "api_key": self.service.api_key, "config": config, "dies": dies}
         assert self.process.stdin is not None
@@ -84,16 +96,16 @@ class Runs:
         weights["optimizer step"] = json.loads((directory / "meta.json").read_text())["step"]
         times = ("time_s", "train/step_time_sec", "train/tokens_per_sec")
         steps = [
-            {key: value for key, value in json.loads(line).items() if key not in times}
+            {key: value for key, value in json.loads(line).items() if key not in times and key[:5] != "perf/"}
             for line in (log_path / "metrics.jsonl").read_text().splitlines()
         ]
         return weights, steps, (entries[-1]["step"], entries[-1]["data_consumed"])
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+@pytest.fixture(scope="module", params=["sft", "dpo", "rl"])
+def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     with blocking_local_service(data_dir=tmp_path_factory.mktemp("service")) as service:
-        running = Runs(service, tmp_path_factory.mktemp("runs"))
+        running = Runs(service, tmp_path_factory.mktemp("runs"), request.param)
         yield running
         running.close()
 
@@ -106,18 +118,19 @@ def undisturbed(runs: Runs) -> dict[int, Any]:
         log_path = runs.new()
         assert runs.train(log_path, rank=rank) == 0
         weights, steps, end = found[rank] = runs.outcome(log_path)
-        assert end == (STEPS, 2 * len(ROWS))
+        assert end == (STEPS, PASSES[runs.recipe] * len(ROWS))
         assert [step["step"] for step in steps] == list(range(1, STEPS + 1))
         assert weights.keys() > {"weights.safetensors", "first_moment.safetensors", "second_moment.safetensors"}
     return found
 
 
-CLIENT = st.tuples(st.just("client"), st.sampled_from(("before", "after")), st.integers(1, 24)) | st.tuples(
-    st.just("client"), st.sampled_from(("torn", "unsynced")), st.integers(1, 5)
-)
+CLIENT = st.tuples(
+    st.just("client"), st.sampled_from(("before", "after")), st.integers(1, 24) | st.integers(25, 60)
+) | st.tuples(st.just("client"), st.sampled_from(("torn", "unsynced")), st.integers(1, 5))
 SERVICE = (
     st.tuples(st.just("service"), st.sampled_from(("forward_backward", "optim_step")), st.integers(1, STEPS))
     | st.tuples(st.just("service"), st.just("save_weights"), st.integers(1, 4))
+    | st.tuples(st.just("service"), st.sampled_from(("forward", "asample")), st.integers(1, STEPS))
     | st.tuples(st.just("service"), st.sampled_from(("create_model", "save_weights_for_sampler")), st.just(1))
 )
 DEATHS = st.lists(CLIENT | SERVICE | st.tuples(CLIENT, SERVICE), min_size=1, max_size=3)

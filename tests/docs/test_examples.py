@@ -319,6 +319,10 @@ async def drive_datum_of(example: Callable[..., Any]) -> None:
     assert aligned.tolist() == [0, -0.5]
 
 
+async def drive_letters(example: Callable[[str, object], float]) -> None:
+    assert [example(text, None) for text in ("", "ab", "aB")] == [0, 1, 0.5]
+
+
 DRIVERS = {name.removeprefix("drive_"): value for name, value in globals().items() if name.startswith("drive_")}
 
 

@@ -70,3 +70,29 @@ def test_what_is_drawn_of_rl(tmp_path: Path) -> None:
     assert all(title in committed for title in metrics.values())
     (_, _, program) = script["prepare"]("rl", tmp_path)
     assert 'log_path=Path("run")' in program
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell")
+@pytest.mark.parametrize("name", ["rl", "async_rl"])
+def test_rl_trains_from_the_command_line(name: str, tmp_path: Path) -> None:
+    section = (DOCS / "rl.md").read_text(encoding="utf-8").partition("## From the command line")[2]
+    python, toml, console = (
+        re.findall(rf"^```{language}\n(.*?)^```", section, re.M | re.S)[0] for language in ("python", "toml", "console")
+    )
+    (tmp_path / "rewards.py").write_text(python)
+    (tmp_path / "rl.toml").write_text(toml)
+    prompts, dry, train = console.replace(
+        "$ fwasync train rl", f"$ {sys.executable} -m fwasync.cli train {name}"
+    ).split("\n", 2)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    for line, told in (
+        (prompts, ""),
+        (dry, "64 steps of 4 prompts with 8 answers each"),
+        (train.strip() + " max_steps=3", "in 3 steps"),
+    ):
+        command = ["bash", "-c", line.removeprefix("$ ")]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=100
+        )
+        assert done.returncode == 0, done.stderr
+        assert told in done.stdout

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+
+from fwasync.cli import main
 
 MODEL = "fwasync/qwen3-tiny"
 KEY = "tml-test-key"
@@ -188,3 +192,45 @@ def begin(tmp_path):
     for running in started:
         running.close()
         running.service.close()
+
+
+@pytest.fixture
+def train(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """`fwasync train`, called in this process: exit status, output, errors."""
+    for name in [name for name in os.environ if name.startswith(("FWASYNC_", "TINKER_", "FIREWORKS_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])  # where settings name code, which may be in this directory
+
+    def train(*arguments: object, recipe: str = "sft", **environment: str) -> tuple[int, str, str]:
+        with monkeypatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            patch.setattr(sys, "argv", ["fwasync", "train", recipe, *map(str, arguments)])
+            with pytest.raises(SystemExit) as ended:
+                main()
+        out, err = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, out, err
+
+    return train
+
+
+@pytest.fixture
+def refused(train: Callable[..., tuple[int, str, str]], tmp_path: Path) -> Callable[..., None]:
+    """A command that must fail with one clear line, and leave nothing."""
+
+    def refused(*arguments: object, status: int, told: str, **more: str) -> None:
+        before = set(tmp_path.iterdir())
+        found, out, err = train(*arguments, **more)
+        assert found == status, err
+        assert re.search(told, err), err
+        assert err.startswith("error: ")
+        assert err.count("error: ") == 1
+        assert "Traceback" not in err
+        assert out == ""
+        assert {path for path in tmp_path.rglob("*") if path.is_file()} <= before
+
+    return refused

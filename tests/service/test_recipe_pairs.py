@@ -13,7 +13,13 @@ from typing import Any
 
 import pytest
 
-from fwasync import AsyncDeploymentManager, AsyncFireworksClient, AsyncTrainerJobManager, DeployConfig
+from fwasync import (
+    AsyncDeploymentManager,
+    AsyncFireworksClient,
+    AsyncTrainerJobManager,
+    DeployConfig,
+    TrainerJobConfig,
+)
 from fwasync.checkpoints.ledger import CheckpointLedger
 from fwasync.errors import NotFoundError, OperationFailedError, UsageError
 from fwasync.local import LocalService, launch
@@ -230,6 +236,33 @@ async def test_dpo_on_trainer_jobs_releases_its_reference_and_is_promoted(data: 
     told = json.loads((data.parent / "model.json").read_text())
     assert told == {"model_id": "mine", "checkpoint": "step-16", "job_id": result.job_id}
     assert json.loads((data.parent / "status.json").read_text())["status"] == "completed"
+
+
+async def test_trainer_jobs_that_are_there_are_used_and_stay(data: Path) -> None:
+    async with launch() as local:
+        async with AsyncFireworksClient(local.base_url, local.api_key) as fireworks:
+            manager = AsyncTrainerJobManager(fireworks)
+            for job_id, forward_only in (("mine", False), ("my-reference", True)):
+                await manager.create(
+                    TrainerJobConfig(
+                        base_model=BASE, training_shape_ref=SHAPE, forward_only=forward_only, requested_job_id=job_id
+                    )
+                )
+                await manager.wait_for_ready(job_id)
+        config = settings(
+            dpo,
+            data,
+            job_id="mine",
+            reference_job_id="my-reference",
+            infra={"training_shape_id": SHAPE, "ref_training_shape_id": SHAPE},
+            base_model=BASE,
+            tokenizer_model=str(local.data_dir / "tokenizer"),
+        )
+        result = await dpo.train(config, where=Where(local.base_url, local.api_key))
+        assert (result.steps, result.job_id) == (8, "mine")
+        assert sorted(await jobs(local)) == ["mine", "my-reference"]
+    (entry,) = await CheckpointLedger(config.log_path).entries()
+    assert entry.state_path == "cross_job://mine/step-8"
 
 
 async def test_weights_reach_a_deployment_and_what_is_not_ours_stays(data: Path) -> None:

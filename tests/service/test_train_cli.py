@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict
 
 from fwasync import AsyncServiceClient, InfraConfig, WandBConfig, flush_timing, timer
 from fwasync.checkpoints.ledger import CheckpointEntry, CheckpointLedger
-from fwasync.cli import dry_run, main
+from fwasync.cli import dry_run
 from fwasync.errors import ServiceUnreachableError
 from fwasync.recipes.stopping import StopRequest
 from fwasync.recipes.trainers import Where
@@ -40,27 +40,6 @@ def data(tmp_path: Path) -> Path:
 
 
 Train = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Train:
-    """`fwasync train sft`, called in this process: exit status, output, errors."""
-    for name in [name for name in os.environ if name.startswith(("FWASYNC_", "TINKER_"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.chdir(tmp_path)
-
-    def train(*arguments: object, recipe: str = "sft", **environment: str) -> tuple[int, str, str]:
-        with monkeypatch.context() as patch:
-            for name, value in environment.items():
-                patch.setenv(name, value)
-            patch.setattr(sys, "argv", ["fwasync", "train", recipe, *map(str, arguments)])
-            with pytest.raises(SystemExit) as ended:
-                main()
-        out, err = capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return ended.value.code, out, err
-
-    return train
 
 
 def test_a_run_on_a_local_service(train: Train, data: Path, tmp_path: Path) -> None:
@@ -97,13 +76,24 @@ def test_a_run_on_a_service_of_ones_own(train: Train, service, data: Path, tmp_p
     assert "in 3 steps" in again
 
 
+GROUPS = ("reward=rewards.py:grade", "prompt_groups_per_step=4", "max_completion_tokens=4", "kl_beta=0")
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
-def test_a_run_that_is_interrupted_saves_and_goes_on(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("recipe", "options", "shown"),
+    [("sft", ("--batch-size=4",), "ce loss"), ("rl", GROUPS, "reward"), ("async_rl", GROUPS, "reward")],
+)
+def test_a_run_that_is_interrupted_saves_and_goes_on(
+    recipe: str, options: tuple[str, ...], shown: str, data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "rewards.py").write_text("import random\n\ndef grade(text, row):\n    return random.random()\n")
+
     def command(epochs: int) -> subprocess.Popen[str]:
-        options = ("--data", data, "--epochs", epochs, "--batch-size", 4, "--lora-rank", 4, "--log-path", "run")
+        settings = (f"dataset={data}", f"epochs={epochs}", "lora_rank=4", "log_path=run", *options)
         code = "import sys; sys.modules.update(torch=None, transformers=None); from fwasync.cli import main; main()"
         return subprocess.Popen(
-            [sys.executable, "-c", code, "train", "sft", *map(str, options)],
+            [sys.executable, "-c", code, "train", recipe, *settings],
             cwd=tmp_path,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -114,7 +104,7 @@ def test_a_run_that_is_interrupted_saves_and_goes_on(data: Path, tmp_path: Path)
     process = command(100_000)
     try:
         assert process.stdout is not None
-        while "ce loss" not in process.stdout.readline():
+        while not re.match(rf"{recipe} +\d.*{shown}", process.stdout.readline()):
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
@@ -277,26 +267,6 @@ def test_what_is_no_recipe(train: Train) -> None:
     assert "there is no recipe 'stf'; did you mean 'sft'?" in err
 
 
-@pytest.mark.parametrize("recipe", ["rl", "async_rl"])
-def test_a_reward_is_named_in_the_settings(train: Train, data: Path, tmp_path: Path, recipe: str) -> None:
-    module = f"my_{recipe}_rewards"
-    (tmp_path / f"{module}.py").write_text("def length(text, row):\n    return len(text) / 8\n")
-    given = (f"dataset={data}", "max_completion_tokens=4", "log_path=run", "max_steps=2", "kl_beta=0")
-    status, _, err = train(*given, "--dry-run", recipe=recipe)
-    assert (status, "as module:function" in err) == (2, True)
-    status, _, err = train(*given, "--dry-run", "reward=nowhere:length", recipe=recipe)
-    assert (status, "reward 'nowhere:length' cannot be imported" in err) == (2, True)
-    status, out, _ = train(*given, "--dry-run", f"reward={module}:length", recipe=recipe)
-    assert status == 0
-    assert "8 prompts" in out
-    assert "2 steps of 1 groups of 4 answers" in out
-    assert not (tmp_path / "run").exists()
-    status, out, err = train(*given, f"reward={module}:length", recipe=recipe)
-    assert status == 0, err
-    assert f"in 2 steps ({recipe})" in out
-    assert [json.loads(line)["step"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()] == [1, 2]
-
-
 # -- one clear line ------------------------------------------------------------------------------------------
 
 
@@ -336,22 +306,6 @@ def shop() -> Iterator[str]:
 
 
 Refused = Callable[..., None]
-
-
-@pytest.fixture
-def refused(train: Train, tmp_path: Path) -> Refused:
-    def refused(*arguments: object, status: int, told: str) -> None:
-        before = set(tmp_path.iterdir())
-        found, out, err = train(*arguments)
-        assert found == status, err
-        assert re.search(told, err), err
-        assert err.startswith("error: ")
-        assert err.count("error: ") == 1
-        assert "Traceback" not in err
-        assert out == ""
-        assert {path for path in tmp_path.rglob("*") if path.is_file()} <= before
-
-    return refused
 
 
 def test_a_missing_key(refused: Refused, data: Path, closed_port: int) -> None:

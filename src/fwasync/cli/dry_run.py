@@ -67,7 +67,7 @@ def _creations(config: BaseModel, place: Place) -> Iterator[str]:
         yield f"a trainer job on {infra.training_shape_id}, removed in the end"
         if infra.ref_training_shape_id:
             yield f"a reference trainer on {infra.ref_training_shape_id}, removed in the end, if the recipe needs one"
-        if isinstance(deploy, DeployConfig):
+        if isinstance(deploy, DeployConfig) and getattr(config, "is_synced", True):
             yield f"deployment {deploy.deployment_id or 'named after the model'}, removed in the end unless it exists"
     if base_model:
         yield f"{f'a LoRA adapter of rank {rank} on' if rank else 'a copy to train of'} {base_model}, at {place}"
@@ -80,18 +80,22 @@ def _creations(config: BaseModel, place: Place) -> Iterator[str]:
 
 async def _model(config: BaseModel, place: Place) -> _Model:
     base_model: str | None = getattr(config, "base_model", None)
+    named = _tokenizer_name(config)
     if base_model is None or wants_trainer_job(config):
-        return _Model(None, None, "the model's context length is known when its trainer is up")
+        tokenizer = await anyio.to_thread.run_sync(ChatTokenizer.load, named) if named else None
+        return _Model(None, tokenizer, "the model's context length is known when its trainer is up")
     if place.base_url:
-        return await _remote(place, base_model, _tokenizer_name(config))
-    return await anyio.to_thread.run_sync(_local, base_model, getattr(config, "lora_rank", 0))
+        return await _remote(place, base_model, named or base_model)
+    return await anyio.to_thread.run_sync(_local, base_model, getattr(config, "lora_rank", 0), named)
 
 
 def _tokenizer_name(config: BaseModel) -> str:
-    return getattr(config, "tokenizer_model", "") or getattr(config, "base_model", "")
+    deploy: object = getattr(config, "deployment", None)
+    in_deployment = deploy.tokenizer_model if isinstance(deploy, DeployConfig) else None
+    return getattr(config, "tokenizer_model", "") or in_deployment or ""
 
 
-def _local(base_model: str, lora_rank: int) -> _Model:
+def _local(base_model: str, lora_rank: int, tokenizer_name: str) -> _Model:
     require_local()
     from fwasync.local.engine import EngineError, Lora, NumpyEngine
     from fwasync.local.tokenizer import save_tokenizer
@@ -106,7 +110,7 @@ def _local(base_model: str, lora_rank: int) -> _Model:
             raise CommandError(str(error)) from None
     with tempfile.TemporaryDirectory(prefix="fwasync-") as directory:
         save_tokenizer(Path(directory))
-        tokenizer = ChatTokenizer.load(directory)
+        tokenizer = ChatTokenizer.load(tokenizer_name or directory)
     return _Model(engine.models[base_model].max_context_length, tokenizer)
 
 

@@ -61,7 +61,4 @@ def find_recipe(name: str) -> Recipe:
     name = name.replace("-", "_")
     if name not in known:
         raise UsageError(f"there is no recipe {name!r}; {nearest(name, known)}")
-    module = importlib.import_module(f"fwasync.recipes.{name}")
-    if not hasattr(module, "dry_run"):
-        raise UsageError(f"recipe {name!r} is for programs: it needs more than settings; call fwasync.recipes.{name}")
-    return cast("Recipe", module)
+    return cast("Recipe", importlib.import_module(f"fwasync.recipes.{name}"))

@@ -6,7 +6,6 @@ Nothing here knows a recipe: settings are checked by its model, and what is told
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -53,9 +52,6 @@ async def run_train(
     **Cancellation:** what was logged and saved is kept, with a report of it.
     """
     recipe = find_recipe(name)
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)  # settings may name functions of modules that are there
     settings = Settings.read(config_file)
     settings.override(arguments, recipe.Config)
     named = "log_path" in settings.values

@@ -50,6 +50,8 @@ async def provision(
     base_model: str,
     lora_rank: int = 0,
     deploy: DeployConfig | None = None,
+    job_id: str | None = None,
+    reference_job_id: str | None = None,
     on_progress: OnProgress | None = None,
 ) -> AsyncGenerator[Provisioned]:
     """Everything that a run needs, inside of the block.
@@ -59,8 +61,8 @@ async def provision(
         ...
     ```
 
-    A deployment that exists already under `deploy.deployment_id` is used, attached to this run's trainer, and left in
-    place afterwards.
+    What exists already is used and left in place afterwards: trainer jobs under the ids that are given, resumed if need
+    be, and a deployment under `deploy.deployment_id`, which is attached to this run's trainer.
 
     Args:
         jobs: Manager of the trainer jobs.
@@ -69,6 +71,8 @@ async def provision(
         base_model: Full name of the model.
         lora_rank: Rank of the policy's adapter; 0 trains all parameters.
         deploy: The deployment, if there is to be one.
+        job_id: The policy's trainer job. Unset: a new one.
+        reference_job_id: The reference's.
         on_progress: Called each time that one of them was looked at.
 
     Raises:
@@ -77,7 +81,7 @@ async def provision(
 
     **Cancellation:** what was created is removed before the cancellation goes on, within about a minute.
     """
-    job_id = new_job_id()
+    job_id = job_id or new_job_id()
     job_name = await jobs.name_of(job_id)
     exists = anyio.Event()
     run = _Run()
@@ -95,7 +99,9 @@ async def provision(
         await run.hold(launch, policy.append)
 
     async def bring_up_reference() -> None:
-        launch = infra.launch(jobs, base_model=base_model, reference=True, on_progress=on_progress)
+        launch = infra.launch(
+            jobs, base_model=base_model, reference=True, job_id=reference_job_id, on_progress=on_progress
+        )
         await run.hold(launch, reference.append)
 
     async def bring_up_deployment(config: DeployConfig) -> None:

@@ -13,8 +13,8 @@ from typing import Any, Protocol, Self, TypeVar, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from fwasync.config.named import load_named
 from fwasync.data.messages import Message
-from fwasync.data.named import import_named
 from fwasync.errors import UsageError
 
 __all__ = ("RenderRefusal", "Renderer", "TrainOnWhat", "resolve_renderer", "split_answers", "trained_messages")
@@ -141,8 +141,8 @@ def resolve_renderer(choice: Renderer | str | None, tokenizer: T) -> Renderer | 
     """The renderer that is meant.
 
     Args:
-        choice: A renderer; or `"module:attribute"`, which names a function or class that is called with the tokenizer
-            and gives one; or `None`, for the tokenizer's own chat template.
+        choice: A renderer; or `"module:attribute"` or `"file.py:attribute"`, which names a function or class that is
+            called with the tokenizer and gives one; or `None`, for the tokenizer's own chat template.
         tokenizer: The model's.
 
     Raises:
@@ -152,7 +152,11 @@ def resolve_renderer(choice: Renderer | str | None, tokenizer: T) -> Renderer | 
         return tokenizer
     if not isinstance(choice, str):
         return _checked(choice, "the renderer")
-    make: Callable[[T], object] = import_named("renderer", choice)
+    make: Callable[[T], object] = load_named(
+        choice, "renderer", otherwise=", or be left out for the model's own chat template"
+    )
+    if not callable(make):
+        raise UsageError(f"renderer {choice!r} must be a function or class that takes a tokenizer and gives a renderer")
     return _checked(make(tokenizer), f"what {choice!r} gives")
 
 

@@ -19,7 +19,11 @@ __all__ = ("Config",)
 class Config(PolicyConfig):
     """What determines a run."""
 
-    rollout: str = Field(default="", description="Or, instead of a reward: a rollout of your own as module:function.")
+    rollout: str = Field(
+        default="",
+        description="Or, instead of a reward: your async rollout(prompt, ctx) -> Rollout, as module:function or "
+        "file.py:function.",
+    )
     max_head_offpolicy_versions: int = Field(
         default=0, ge=0, description="How many versions older than the weights that learn a token may be. 0: none."
     )
@@ -72,7 +76,7 @@ class Config(PolicyConfig):
         """What keeps the run from being started, as sentences."""
         found = super().problems()
         if self.reward and self.rollout:
-            found.append("reward and rollout are both set; a rollout of your own rewards itself.")
+            found.append("reward and rollout are set; a rollout rewards itself: set one of them.")
         if self.pipeline_chunks_per_step > self.prompt_groups_per_step:
             found.append("pipeline_chunks_per_step is above prompt_groups_per_step; no chunk can be empty.")
         if (self.max_concurrency_rollout_sample or sys.maxsize) < self.completions_per_prompt:

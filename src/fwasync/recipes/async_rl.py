@@ -30,20 +30,20 @@ from fwasync import AsyncRewardPool, AsyncRolloutScheduler
 from fwasync._background import Background
 from fwasync.checkpoints.ledger import CheckpointEntry
 from fwasync.data.chat import ChatTokenizer
-from fwasync.data.named import import_named
 from fwasync.data.prompts import PromptRow
 from fwasync.errors import FwasyncError, UsageError
 from fwasync.recipes.async_config import Config
 from fwasync.recipes.batches import Batches
 from fwasync.recipes.callbacks import StepCallback, called
 from fwasync.recipes.collecting import Collected, RowCounts
-from fwasync.recipes.groups import PromptGroup, RewardFn, TakenRow
+from fwasync.recipes.groups import PromptGroup, RewardFn, TakenRow, is_async
+from fwasync.recipes.named import describe_named, load_reward, load_rollout
 from fwasync.recipes.optimizer import adam_params
 from fwasync.recipes.policy_session import (
     PolicySession,
     Result,
     SampledEvalFn,
-    check_prompts,
+    dry_policy_run,
     open_session,
     recorded_policy_run,
 )
@@ -91,8 +91,8 @@ async def train(
     Args:
         config: What to do.
         reward: `reward(text, row) -> float`, sync or async: then a rollout is one answer to the prompt.
-        rollout: Or: `async def rollout(prompt, ctx) -> Rollout | None`, which may take turns and rewards itself. Of
-            both, the one is needed; else the configuration names it.
+        rollout: Or: `async def rollout(prompt, ctx) -> Rollout | None`, which may take turns and rewards itself.
+            Without either, the configuration names one.
         where: Where; by default on the service that the environment names.
         run: Where to log; by default in `config.log_path`. The recipe's page in the documentation lists the metrics.
         rows: The rows of `config.dataset`, if they were read already.
@@ -103,7 +103,7 @@ async def train(
             published meanwhile.
 
     Raises:
-        UsageError: The configuration or the data cannot be trained on; nothing was.
+        UsageError: The configuration or the data cannot be trained on; nothing was. Or a function that it names raised.
         DatasetError: No group was kept: nothing was trained.
         CircuitBreakerTrippedError: Too many rollouts failed.
         RolloutStalledError: Nothing moved for `config.stall_timeout`, and `config.on_stall` is "stop".
@@ -112,7 +112,8 @@ async def train(
 
     **Cancellation:** the run keeps what was logged; checkpoints that were listed stay. All rollouts end.
     """
-    reward, rollout = _of_the_user(config, reward, rollout)
+    config.check()
+    reward, rollout = await _of_the_user(config, reward, rollout)
     where, stop = where or Where(), StopRequest() if stop is None else stop
     restarts = config.trainer_restarts if where.service is None and where.trainers is None else 0
     async with recorded_policy_run(config, run) as (run, runner), _in_processes(config, reward) as reward:
@@ -140,22 +141,38 @@ async def train(
 
 
 async def dry_run(config: Config, *, tokenizer: ChatTokenizer | None, max_seq_len: int | None) -> list[str]:
-    """Check the prompts and the reward or rollout, as `check_prompts` does; nothing is started."""
-    _of_the_user(config, None, None)
-    return await check_prompts(config, tokenizer, max_seq_len)
+    """Import the reward function or the rollout, read and render the prompts, count the steps; nothing is started.
+
+    Args:
+        config: What would be done.
+        tokenizer: The model's, if it can be had.
+        max_seq_len: The model's context length, if it is known.
+
+    Returns:
+        What was found, in lines.
+
+    Raises:
+        UsageError: The configuration or the data cannot be trained on, or the function cannot be had.
+
+    **Cancellation:** nothing remains.
+    """
+    config.check()
+    reward, rollout = await _of_the_user(config)
+    found = await dry_policy_run(config, tokenizer=tokenizer, max_seq_len=max_seq_len)
+    return [describe_named(reward or rollout), *found]
 
 
-def _of_the_user(
-    config: Config, reward: RewardFn | None, rollout: PromptRollout | None
+async def _of_the_user(
+    config: Config, reward: RewardFn | None = None, rollout: PromptRollout | None = None
 ) -> tuple[RewardFn | None, PromptRollout | None]:
     """The reward or the rollout, whichever there is."""
     if reward is None and rollout is None:
-        reward = import_named("reward", config.reward) if config.reward else None
-        rollout = import_named("rollout", config.rollout) if config.rollout else None
+        reward = await load_reward(config.reward) if config.reward else None
+        rollout = await load_rollout(config.rollout) if config.rollout else None
     if (reward is None) == (rollout is None):
         raise UsageError(
-            "give async_rl.train either a reward, or a rollout of your own that rewards itself; or name one of them in "
-            "the settings, as module:function"
+            "give async_rl either a reward, or a rollout of your own that rewards itself: one argument, or one of the "
+            "settings reward and rollout as module:function or file.py:function"
         )
     return reward, rollout
 
@@ -165,6 +182,8 @@ async def _in_processes(config: Config, reward: RewardFn | None) -> AsyncGenerat
     if reward is None or not config.reward_processes:
         yield reward
         return
+    if is_async(reward):
+        raise UsageError("reward_processes is for rewards that are plain functions; set it to 0 for an async one")
     async with AsyncRewardPool(config.reward_processes, timeout=config.reward_timeout) as pool:
 
         async def judged(text: str, row: PromptRow) -> float:

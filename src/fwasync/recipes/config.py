@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -35,6 +35,9 @@ def _model_id(given: str | None) -> str | None:
 
 class RecipeConfig(Config):
     """What determines a run. It is immutable; a field that does not exist is refused with the nearest name."""
+
+    has_reference: ClassVar[bool] = False
+    """Whether the recipe knows of a reference."""
 
     log_path: Path = Field(description="The directory of the run. Given again, the run goes on where it was.")
     base_model: str = Field(default="accounts/fireworks/models/qwen3-8b", description="The model to start from.")
@@ -93,6 +96,15 @@ class RecipeConfig(Config):
         launched = self.infra.training_shape_id is not None
         if launched and self.base_model and not self.base_model.startswith("accounts/"):
             found.append(f"base_model is {self.base_model!r}; a trainer job wants accounts/<account>/models/<model>.")
+        if self.infra.ref_training_shape_id is not None and not self.has_reference:
+            found.append("infra.ref_training_shape_id is set; this recipe has no reference.")
+        elif self.infra.ref_training_shape_id is not None and not launched:
+            found.append("infra.ref_training_shape_id is set; set infra.training_shape_id too, or no trainer comes up.")
+        job, reference_job = self.jobs
+        if job is not None and not launched:
+            found.append("a trainer job is named; name its shape too, as infra.training_shape_id.")
+        if reference_job is not None and self.infra.ref_training_shape_id is None:
+            found.append("reference_job_id is set; name the shape of that job too, as infra.ref_training_shape_id.")
         if self.output_model_id is not None and not launched:
             found.append("output_model_id is set; only a trainer job's snapshot becomes a model: set infra too.")
         if self.output_model_id is not None and not self.save_final_checkpoint:
@@ -103,6 +115,16 @@ class RecipeConfig(Config):
     def checkpoint_interval(self) -> int:
         """Steps between checkpoints."""
         return self.dcp_save_interval
+
+    @property
+    def checkpoint_timeout_s(self) -> float | None:
+        """Seconds that saving or loading a checkpoint may take; `None` is as the client has it."""
+        return None
+
+    @property
+    def jobs(self) -> tuple[str | None, str | None]:
+        """The trainer jobs to use that may be there already: the policy's and the reference's; `None` is a new one."""
+        return None, None
 
     @property
     def step_timeout_s(self) -> float:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, cast
 from pydantic import Field, model_validator
 
 from fwasync.config import DeployConfig, WandBConfig, WeightSyncConfig
+from fwasync.config.base import ResourceId
 from fwasync.data.pairs import Pair
 from fwasync.losses import Reduction, make_batch_dpo_loss_fn
 from fwasync.recipes import pairs
@@ -37,12 +38,16 @@ class Config(pairs.PairsConfig):
     """What determines a run."""
 
     reduction: ClassVar[Reduction] = Reduction.MEAN_PAIRS
+    has_reference: ClassVar[bool] = True
 
     beta: float = Field(
         default=0.1, gt=0, allow_inf_nan=False, description="How firmly the reference holds the policy; above 0."
     )
     ref_cache_concurrency: int = Field(default=16, ge=1, description="Requests at a time to the reference.")
     ref_cache_batch_size: int = Field(default=1, ge=1, description="Pairs of such a request.")
+    reference_job_id: ResourceId | None = Field(
+        default=None, description="The reference's trainer job, if it is there; it is left in place."
+    )
     deployment: DeployConfig = Field(default=DeployConfig(), description="Gets the weights, if they are synced.")
     weight_sync: WeightSyncConfig = Field(
         default=WeightSyncConfig(weight_sync_interval=0), description="When the deployment gets the weights: never."
@@ -68,6 +73,16 @@ class Config(pairs.PairsConfig):
         if interval:
             values.setdefault("dcp_save_interval", interval)
         return values
+
+    @property
+    def checkpoint_timeout_s(self) -> float | None:
+        """Seconds that saving or loading a checkpoint may take."""
+        return self.weight_sync.dcp_timeout
+
+    @property
+    def jobs(self) -> tuple[str | None, str | None]:
+        """The trainer jobs to use that may be there already."""
+        return self.job_id, self.reference_job_id
 
     @property
     def is_synced(self) -> bool:

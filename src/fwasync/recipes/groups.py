@@ -30,6 +30,7 @@ __all__ = (
     "PromptGroup",
     "RewardFn",
     "TakenRow",
+    "is_async",
     "rewards_differ",
     "rewards_of",
 )
@@ -160,6 +161,11 @@ class GroupSampler:
         return PromptGroup(taken.row, taken.prompt_tokens, answers, group_advantages(rewards), version)
 
 
+def is_async(function: Callable[..., object]) -> bool:
+    """Whether a function is awaited: it is a coroutine function, or an object that is called like one."""
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+
+
 async def rewards_of(reward: RewardFn, texts: Sequence[str], row: PromptRow) -> list[float]:
     """The rewards of answers to one prompt.
 
@@ -175,7 +181,7 @@ async def rewards_of(reward: RewardFn, texts: Sequence[str], row: PromptRow) -> 
         rewards[index] = await called(reward(texts[index], row))
 
     with _noted(row):
-        if inspect.iscoroutinefunction(reward) or inspect.iscoroutinefunction(type(reward).__call__):
+        if is_async(reward):
             async with anyio.create_task_group() as tasks:
                 for index in range(len(texts)):
                     tasks.start_soon(one, index)
@@ -184,11 +190,17 @@ async def rewards_of(reward: RewardFn, texts: Sequence[str], row: PromptRow) -> 
             rewards = await anyio.to_thread.run_sync(
                 lambda: [plain(text, row) for text in texts], abandon_on_cancel=True
             )
-        values = [float(value) for value in rewards]
-        for value in values:
-            if not math.isfinite(value):
-                raise UsageError(f"a reward is {value}; it must be a finite number")
-    return values
+        return [_finite(value) for value in rewards]
+
+
+def _finite(value: object) -> float:
+    try:
+        number = float(cast("float", value))
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise UsageError(f"a reward is {value!r}; it must be a finite number")
+    return number
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from fwasync.checkpoints.ledger import CheckpointEntry
 from fwasync.checkpoints.resume import ResumeInfo
 from fwasync.checkpoints.saving import CheckpointKind, PendingCheckpoint
 from fwasync.config import DeployConfig
+from fwasync.config.base import ResourceId
 from fwasync.data.chat import ChatTokenizer
 from fwasync.errors import FwasyncError, UsageError
 from fwasync.losses import Reduction, check_normalization
@@ -72,11 +73,19 @@ class LoopConfig(RecipeConfig):
     renderer_name: str = Field(
         default="", description="Another renderer, as module:attribute. Empty: the tokenizer's own chat template."
     )
+    job_id: ResourceId | None = Field(
+        default=None, description="A trainer job to train on that is there, and is left in place. Unset: a new one."
+    )
     pipeline_depth: int = Field(default=4, ge=1, description="Steps that are submitted at a time.")
     grad_accumulation_normalization: str | None = Field(
         default=None,
         description="What the trainer divides the gradient by. Unset: nothing, as the loss is normalised here.",
     )
+
+    @property
+    def jobs(self) -> tuple[str | None, str | None]:
+        """The trainer jobs to use that may be there already."""
+        return self.job_id, None
 
     def problems(self) -> list[str]:
         """What keeps the run from being started, as sentences."""
@@ -195,7 +204,9 @@ async def open_loop(
             rows, *others = await anyio.to_thread.run_sync(limit, config, data, await trainers.max_seq_len(config))
             if rows.dropped:
                 run.message(rows.describe_dropped())
-            checkpoints = Checkpoints(config, trainers, run, {DATA_KEY: rows.digest()})
+            checkpoints = Checkpoints(
+                config, trainers, run, {DATA_KEY: rows.digest()}, timeout=config.checkpoint_timeout_s
+            )
             checkpoints.check_data(start)
             plan = Plan.of(config, rows.usable, start)
             yield Loop(config, phase, hooks, run, runner, trainers, rows, others, start, plan, checkpoints)

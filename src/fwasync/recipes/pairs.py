@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 import anyio.to_thread
@@ -78,15 +79,15 @@ async def dry_run(config: PairsConfig, *, tokenizer: ChatTokenizer | None, max_s
     """
     config.check()
     limit = config.max_seq_len or max_seq_len
-    if tokenizer is None or limit is None:
+    if tokenizer is None:
         count = await count_rows(config.dataset, read_preference)
-        usable, told = [True] * count, "tokens: not known without the model's tokenizer and context length"
+        usable, told = [True] * count, "tokens: not known without the model's tokenizer"
         return [f"{config.dataset}: {count} rows", told, *Plan.of(config, usable).describe(config)]
-    (rows,) = limited(config, await read(config, tokenizer), limit)
+    (rows,) = limited(config, await read(config, tokenizer), limit or sys.maxsize)
     tokens = sum(len(pair.chosen) + len(pair.rejected) for pair in rows.kept())
     return [
         f"{config.dataset}: {len(rows.rows)} rows, {sum(rows.usable)} pairs to train on",
         f"tokens: {tokens:,}, on both sides",
-        rows.describe_dropped() or f"no side has more than {limit} tokens",
+        rows.describe_dropped() or (f"no side has more than {limit} tokens" if limit else "no row is left out so far"),
         *Plan.of(config, rows.usable).describe(config),
     ]

@@ -11,7 +11,7 @@ from fwasync.checkpoints.resume import ResumeInfo
 from fwasync.recipes.batches import Batch, Batches
 from fwasync.recipes.config import RecipeConfig
 
-__all__ = ("Plan",)
+__all__ = ("Plan", "describe_checkpoints")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +44,13 @@ class Plan:
     def describe(self, config: RecipeConfig) -> list[str]:
         """What is to be done, in lines."""
         passes = next(islice(self.order.after(), self.total - 1, None)).consumed / self.order.rows
-        final, interval = int(config.save_final_checkpoint), config.dcp_save_interval
-        checkpoints = final + ((self.total - final) // interval if interval else 0)
         return [
             f"{self.total:,} steps of {config.batch_size} rows: {passes:.2f} passes over the data",
-            f"{checkpoints} checkpoint(s)",
+            describe_checkpoints(config, self.total),
         ]
+
+
+def describe_checkpoints(config: RecipeConfig, steps: int) -> str:
+    """How many are saved in so many steps."""
+    final, interval = int(config.save_final_checkpoint), config.checkpoint_interval
+    return f"{final + ((steps - final) // interval if interval else 0)} checkpoint(s)"

@@ -7,12 +7,12 @@ a default cannot do here is left out, and `notes` says so.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from fwasync.config import ConcurrencyConfig, DeployConfig, WandBConfig, WeightSyncConfig
-from fwasync.config.base import Config
+from fwasync.config.base import Config, ResourceId
 from fwasync.errors import UsageError
 from fwasync.losses import (
     CISPOConfig,
@@ -41,14 +41,17 @@ _NUM_LOSS_TOKENS = "num_loss_tokens"
 class PolicyConfig(RecipeConfig):
     """What determines a run."""
 
+    has_reference: ClassVar[bool] = True
+
     learning_rate: float = Field(default=1e-5, gt=0, allow_inf_nan=False, description="After the warm-up.")
-    reward: str = Field(
-        default="", description="The reward function as module:function, for runs that are started by settings alone."
-    )
     max_rows: int | None = Field(default=100, ge=1, description="Only so many rows of the file are read.")
     shuffle: bool = Field(default=True, description="Another order in each pass. Else that of the file.")
     renderer_name: str = Field(
         default="", description="Another renderer, as module:attribute. Empty: the tokenizer's own chat template."
+    )
+    reward: str = Field(
+        default="",
+        description="Your reward(text, row) -> float, as module:function or file.py:function. Programs may pass one.",
     )
     completions_per_prompt: int = Field(default=4, ge=2, description="Answers to each prompt: a group.")
     max_completion_tokens: int = Field(default=1024, ge=1, description="The longest answer.")
@@ -88,6 +91,12 @@ class PolicyConfig(RecipeConfig):
     router_replay: bool = Field(default=False, description="Not supported: trainers here take no routing matrices.")
     router_replay_completion_only: bool = Field(default=True, description="Of router_replay.")
     trajectory_dir: Path | None = Field(default=None, description="A file of all answers for each step, if set.")
+    policy_job_id: ResourceId | None = Field(
+        default=None, description="A trainer job to train on that is there, and is left in place. Unset: a new one."
+    )
+    reference_job_id: ResourceId | None = Field(
+        default=None, description="The reference's trainer job, if it is there; it is left in place."
+    )
     deployment: DeployConfig = Field(default=DeployConfig(), description="What samples, on the control plane.")
     weight_sync: WeightSyncConfig = Field(default=WeightSyncConfig(), description="When it gets the weights.")
     concurrency: ConcurrencyConfig = Field(default=ConcurrencyConfig(), description="How much is sampled at a time.")
@@ -97,6 +106,21 @@ class PolicyConfig(RecipeConfig):
     def checkpoint_interval(self) -> int:
         """Steps between checkpoints; it may be set in either place."""
         return self.dcp_save_interval or self.weight_sync.dcp_save_interval
+
+    @property
+    def tokenizer_name(self) -> str:
+        """The tokenizer that is named; empty if it is the trainer's own."""
+        return self.tokenizer_model or self.deployment.tokenizer_model or ""
+
+    @property
+    def checkpoint_timeout_s(self) -> float | None:
+        """Seconds that saving or loading a checkpoint may take."""
+        return self.weight_sync.dcp_timeout
+
+    @property
+    def jobs(self) -> tuple[str | None, str | None]:
+        """The trainer jobs to use that may be there already."""
+        return self.policy_job_id, self.reference_job_id
 
     @property
     def beta(self) -> float:
@@ -147,7 +171,7 @@ class PolicyConfig(RecipeConfig):
         given = self.model_fields_set
         if "batch_size" in given:
             found.append("batch_size is set; a step's size is prompt_groups_per_step times completions_per_prompt.")
-        if self.infra.training_shape_id is not None and not (self.tokenizer_model or self.deployment.tokenizer_model):
+        if self.infra.training_shape_id is not None and not self.tokenizer_name:
             found.append("tokenizer_model is empty; name it, so that prompts are checked before a trainer costs money.")
         if self.router_replay:
             found.append("router_replay is set; trainers of this SDK take no routing matrices. Set it to false.")

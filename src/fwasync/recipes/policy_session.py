@@ -21,17 +21,17 @@ from fwasync.checkpoints.ledger import CheckpointEntry
 from fwasync.checkpoints.resume import ResumeInfo
 from fwasync.checkpoints.saving import CheckpointKind
 from fwasync.data.chat import ChatTokenizer
-from fwasync.data.prompts import PromptRow, load_prompts, read_prompt
+from fwasync.data.prompts import PromptRow, load_prompts
 from fwasync.data.rendering import resolve_renderer
 from fwasync.errors import DatasetError, UsageError
 from fwasync.losses import PolicyLoss
 from fwasync.recipes.batches import Batches
 from fwasync.recipes.collecting import RowCounts
+from fwasync.recipes.plan import describe_checkpoints
 from fwasync.recipes.policy_config import PolicyConfig
 from fwasync.recipes.policy_update import PolicyUpdate
 from fwasync.recipes.prompts import Prompts, render_prompts
 from fwasync.recipes.recording import recording
-from fwasync.recipes.rows import count_rows
 from fwasync.recipes.runner import Runner
 from fwasync.recipes.saving import DATA_KEY, Checkpoints, find_start
 from fwasync.recipes.serving import ServedPolicy, serve_policy
@@ -39,7 +39,7 @@ from fwasync.recipes.trainers import Trainers, Where
 from fwasync.tracking.run import Run
 from fwasync.training.custom_loss import require_torch
 
-__all__ = ("PolicySession", "Result", "SampledEvalFn", "check_prompts", "open_session", "recorded_policy_run")
+__all__ = ("PolicySession", "Result", "SampledEvalFn", "dry_policy_run", "open_session", "recorded_policy_run")
 
 SampledEvalFn = Callable[[int, ServedPolicy], Awaitable[Mapping[str, float]] | Mapping[str, float]]
 """`(step, policy) -> metrics`, called every `evaluation_interval` steps and after the last. Nothing is trained then.
@@ -143,15 +143,18 @@ class PolicySession:
 
 @asynccontextmanager
 async def recorded_policy_run(config: PolicyConfig, run: Run | None) -> AsyncGenerator[tuple[Run, Runner]]:
-    """Check the configuration; then the run, in `config.log_path` unless one is given, and the runner's files.
+    """The run, in `config.log_path` unless one is given, and the runner's files.
+
+    Args:
+        config: The recipe's, checked.
+        run: The run, if it is open already.
 
     Raises:
-        UsageError: The configuration cannot be.
+        UsageError: What the loss needs is not installed.
         RunDirectoryError: The directory cannot be used.
 
     **Cancellation:** what was logged is kept.
     """
-    config.check()
     if not config.is_builtin(config.loss()):
         require_torch()
     async with recording(config, run) as (run, runner):
@@ -181,7 +184,7 @@ async def open_session(
     """
     loss = config.loss()
     rows = await load_prompts(config.dataset, max_rows=config.max_rows) if rows is None else rows
-    name = config.tokenizer_model or config.deployment.tokenizer_model
+    name = config.tokenizer_name
     rendered = await _rendered(config, rows, name) if name else None
     start = await find_start(config, where, run, phase)
     async with AsyncExitStack() as stack:
@@ -199,7 +202,7 @@ async def open_session(
             trainers,
             run,
             {DATA_KEY: prompts.digest()},
-            timeout=config.weight_sync.dcp_timeout,
+            timeout=config.checkpoint_timeout_s,
             prefix=f"{phase}-" if where.trainers else "",
         )
         checkpoints.check_data(start)
@@ -216,39 +219,46 @@ async def open_session(
         yield PolicySession(config, start, trainers, tokenizer, prompts, max_seq_len, checkpoints, served, update)
 
 
-async def check_prompts(config: PolicyConfig, tokenizer: ChatTokenizer | None, max_seq_len: int | None) -> list[str]:
-    """Read and tokenize the prompts, and count the steps; nothing is started.
+async def dry_policy_run(
+    config: PolicyConfig, *, tokenizer: ChatTokenizer | None, max_seq_len: int | None
+) -> list[str]:
+    """Read and render the prompts, and count steps and completions; nothing is started.
 
     Args:
-        config: What would be done.
-        tokenizer: The model's, if it can be had.
+        config: The recipe's, checked.
+        tokenizer: The model's, if it can be had; one that the configuration names goes before it.
         max_seq_len: The model's context length, if it is known.
 
     Returns:
         What was found, in lines.
 
     Raises:
-        UsageError: The configuration or the data cannot be trained on.
+        UsageError: The data cannot be trained on.
 
     **Cancellation:** nothing remains.
     """
-    config.check()
-    limit = config.max_seq_len or max_seq_len
-    if tokenizer is None or limit is None:
-        count = await count_rows(config.dataset, read_prompt, max_rows=config.max_rows)
-        usable, found = [True] * count, "tokens: not known without the model's tokenizer and context length"
+    rows = await load_prompts(config.dataset, max_rows=config.max_rows)
+    usable, limit = [True] * len(rows), config.max_seq_len or max_seq_len
+    found = [f"{config.dataset}: {len(rows)} rows"]
+    source = config.tokenizer_name or tokenizer
+    if source is None:
+        found.append("tokens: not known without the model's tokenizer")
     else:
-        rows = await load_prompts(config.dataset, max_rows=config.max_rows)
-        renderer = resolve_renderer(config.renderer_name or None, tokenizer)
-        rendered = await anyio.to_thread.run_sync(render_prompts, config.dataset, rows, renderer)
-        prompts = rendered.limited(limit)
-        usable, found = prompts.usable, prompts.describe_dropped() or f"no prompt fills {limit} tokens"
-    _, steps = _plan(config, usable)
-    size = f"{config.prompt_groups_per_step} groups of {config.completions_per_prompt} answers"
+        _, prompts = await _rendered(config, rows, source)
+        prompts = prompts if limit is None else prompts.limited(limit)
+        usable, lengths = prompts.usable, [len(prompt) for prompt in prompts.tokens if prompt is not None]
+        none = "all of them can be sampled" if limit is None else f"each leaves room for an answer in {limit} tokens"
+        found += [f"tokens: {sum(lengths):,}, at most {max(lengths, default=0):,} of a prompt"]
+        found += [prompts.describe_dropped() or none]
+    order, steps = _plan(config, usable)
+    groups, size = config.prompt_groups_per_step, config.completions_per_prompt
+    least, most = min(steps * groups, order.steps()) * size, order.steps() * size
+    told = f"{most:,}" if least == most else f"{least:,} to {most:,}, the more prompts are dropped"
     return [
-        f"{config.dataset}: {len(usable)} prompts",
-        found,
-        f"{steps:,} steps of {size}, if no group is dropped",
+        *found,
+        f"{steps:,} steps of {groups} prompts with {size} answers each, if no prompt is dropped",
+        f"completions to be sampled: {told}; of {config.max_completion_tokens:,} tokens at most",
+        describe_checkpoints(config, steps),
         *config.notes(),
     ]
 
@@ -259,9 +269,11 @@ def _plan(config: PolicyConfig, usable: Sequence[bool]) -> tuple[Batches, int]:
     return order, min(steps, config.max_steps or sys.maxsize)
 
 
-async def _rendered(config: PolicyConfig, rows: Sequence[PromptRow], tokenizer: str) -> tuple[ChatTokenizer, Prompts]:
+async def _rendered(
+    config: PolicyConfig, rows: Sequence[PromptRow], tokenizer: str | ChatTokenizer
+) -> tuple[ChatTokenizer, Prompts]:
     def tokenized() -> tuple[ChatTokenizer, Prompts]:
-        loaded = ChatTokenizer.load(tokenizer)
+        loaded = ChatTokenizer.load(tokenizer) if isinstance(tokenizer, str) else tokenizer
         renderer = resolve_renderer(config.renderer_name or None, loaded)
         return loaded, render_prompts(config.dataset, rows, renderer)
 

@@ -24,19 +24,18 @@ from pydantic import Field
 
 from fwasync.checkpoints.ledger import CheckpointEntry
 from fwasync.data.chat import ChatTokenizer
-from fwasync.data.named import import_named
 from fwasync.data.prompts import PromptRow
-from fwasync.errors import UsageError
 from fwasync.recipes.callbacks import StepCallback, called
 from fwasync.recipes.collecting import Collected, Collector, RowCounts
 from fwasync.recipes.groups import GroupFilter, GroupSampler, RewardFn, rewards_differ
+from fwasync.recipes.named import describe_named, load_reward
 from fwasync.recipes.optimizer import adam_params
 from fwasync.recipes.policy_config import PolicyConfig
 from fwasync.recipes.policy_session import (
     PolicySession,
     Result,
     SampledEvalFn,
-    check_prompts,
+    dry_policy_run,
     open_session,
     recorded_policy_run,
 )
@@ -77,7 +76,7 @@ async def train(
 
     Args:
         config: What to do.
-        reward: `reward(text, row) -> float`, sync (in a worker thread) or async; else what `config.reward` names.
+        reward: `reward(text, row) -> float`, sync (it runs in a worker thread) or async; else `config.reward` names it.
         where: Where; by default on the service that the environment names.
         run: Where to log; by default in `config.log_path`. The recipe's page in the documentation lists the metrics.
         rows: The rows of `config.dataset`, if they were read already.
@@ -87,14 +86,16 @@ async def train(
         evaluate: Called every `config.evaluation_interval` steps, and after the last.
 
     Raises:
-        UsageError: The configuration or the data cannot be trained on; nothing was. Or a reward is not finite.
+        UsageError: The configuration or the data cannot be trained on; nothing was. Or a reward is not finite, or the
+            function that `config.reward` names raised.
         DatasetError: No row had answers whose rewards differ: nothing was trained.
         FwasyncError: What the service's operations raise.
         Exception: What `reward`, `keep`, `on_step` or `evaluate` raises.
 
     **Cancellation:** the run keeps what was logged; checkpoints that were listed stay.
     """
-    reward = reward or _reward(config)
+    config.check()
+    reward = await load_reward(config.reward) if reward is None else reward
     async with (
         recorded_policy_run(config, run) as (run, runner),
         open_session(config, PHASE, where or Where(), run, rows) as session,
@@ -120,15 +121,25 @@ async def train(
 
 
 async def dry_run(config: Config, *, tokenizer: ChatTokenizer | None, max_seq_len: int | None) -> list[str]:
-    """Check the prompts and the reward function, as `check_prompts` does; nothing is started."""
-    _reward(config)
-    return await check_prompts(config, tokenizer, max_seq_len)
+    """Import the reward function, read and render the prompts, and count the steps; nothing is started.
 
+    Args:
+        config: What would be done.
+        tokenizer: The model's, if it can be had.
+        max_seq_len: The model's context length, if it is known.
 
-def _reward(config: Config) -> RewardFn:
-    if not config.reward:
-        raise UsageError("there is no reward: give rl.train a function, or name one in reward, as module:function")
-    return import_named("reward", config.reward)
+    Returns:
+        What was found, in lines.
+
+    Raises:
+        UsageError: The configuration or the data cannot be trained on, or the reward function cannot be had.
+
+    **Cancellation:** nothing remains.
+    """
+    config.check()
+    reward = await load_reward(config.reward)
+    found = await dry_policy_run(config, tokenizer=tokenizer, max_seq_len=max_seq_len)
+    return [describe_named(reward), *found]
 
 
 # -- the steps ---------------------------------------------------------------------------------------

@@ -30,13 +30,19 @@ async def find_start(config: RecipeConfig, where: Where, run: Run, phase: str) -
     Raises:
         CheckpointLedgerError: `checkpoints.jsonl` cannot be read.
         RunDirectoryError: `metrics.jsonl` cannot be written.
-        UsageError: `init_from_checkpoint` cannot be one.
+        UsageError: `init_from_checkpoint` cannot be one, or the run is of another recipe.
 
     **Cancellation:** leaves nothing behind.
     """
     if where.trainers is not None:
         return None
     start = await find_resume(run.log_path, config.init_from_checkpoint)
+    others = dict.fromkeys(record.phase for record in run.records if record.phase != phase)
+    if start is not None and start.entry is not None and others:
+        raise UsageError(
+            f"the run in {run.log_path} is one of {', '.join(others)}, with which {phase} cannot go on; to begin from "
+            f"its weights, give another log_path, and {start.path} as init_from_checkpoint"
+        )
     step = start.step if start else 0
     forgotten = await run.rewind(phase, step)
     if start is not None:

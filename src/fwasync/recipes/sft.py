@@ -8,6 +8,7 @@ gradient's scale is the same for every batch.
 from __future__ import annotations
 
 import math
+import sys
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -125,17 +126,17 @@ async def dry_run(config: Config, *, tokenizer: ChatTokenizer | None, max_seq_le
     """
     config.check()
     limit = config.max_seq_len or max_seq_len
-    if tokenizer is None or limit is None:
+    if tokenizer is None:
         count = await count_rows(config.dataset, read_chat, max_rows=config.max_examples)
-        usable, told = [True] * count, "tokens: not known without the model's tokenizer and context length"
+        usable, told = [True] * count, "tokens: not known without the model's tokenizer"
         return [f"{config.dataset}: {count} rows", told, *Plan.of(config, usable).describe(config)]
-    rows = _limited(config, await _load(config, tokenizer), limit)[0]
+    rows = _limited(config, await _load(config, tokenizer), limit or sys.maxsize)[0]
     tokens = sum(row.length for row in rows.kept())
     trained = sum(int(np.count_nonzero(row.weights)) for row in rows.kept())
     return [
         f"{config.dataset}: {len(rows.rows)} rows",
         f"tokens: {tokens:,}, of which {trained:,} are trained on",
-        rows.describe_dropped() or f"no row has more than {limit} tokens",
+        rows.describe_dropped() or (f"no row has more than {limit} tokens" if limit else "no row is left out so far"),
         *Plan.of(config, rows.usable).describe(config),
     ]
 

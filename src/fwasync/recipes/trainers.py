@@ -228,6 +228,7 @@ class Where:
         jobs = AsyncTrainerJobManager(fireworks)
         if start is not None and tell is not None:
             await _tell_of_the_last_job(jobs, start, tell)
+        job_id, reference_job_id = config.jobs
         stages = 1
         if deploy is not None and infra.training_shape_id is not None:
             shape = await fireworks.resolve_training_profile(infra.training_shape_id)
@@ -242,6 +243,8 @@ class Where:
                 base_model=config.base_model,
                 lora_rank=config.lora_rank,
                 deploy=deploy,
+                job_id=job_id,
+                reference_job_id=reference_job_id,
                 on_progress=None if tell is None else _Changes(tell),
             )
         )
@@ -249,7 +252,14 @@ class Where:
         policy = await stack.enter_async_context(_policy(service, config, start))
         frozen = None
         if up.reference is not None:
-            frozen = partial(_reference_job, jobs, up.reference, self.api_key, config.base_model, tell)
+            frozen = partial(
+                _reference_job,
+                None if reference_job_id else jobs,
+                up.reference,
+                self.api_key,
+                config.base_model,
+                tell,
+            )
         elif reference:
             frozen = partial(service.create_base_training_client, config.base_model)
         return Trainers(
@@ -270,21 +280,28 @@ class Where:
 def _policy(service: AsyncServiceClient, config: RecipeConfig, start: str | None) -> AsyncTrainingClient:
     if start is None:
         return service.create_training_client(config.base_model, config.lora_rank, seed=config.seed)
+    options = {} if config.checkpoint_timeout_s is None else {"timeout": config.checkpoint_timeout_s}
     return service.create_training_client_from_state_with_optimizer(
-        start, base_model=config.base_model, lora_rank=config.lora_rank
+        start, base_model=config.base_model, lora_rank=config.lora_rank, **options
     )
 
 
 @asynccontextmanager
 async def _reference_job(
-    jobs: AsyncTrainerJobManager, job: TrainerServiceEndpoint, api_key: str | None, base_model: str, tell: Tell | None
+    jobs: AsyncTrainerJobManager | None,
+    job: TrainerServiceEndpoint,
+    api_key: str | None,
+    base_model: str,
+    tell: Tell | None,
 ) -> AsyncGenerator[AsyncTrainingClient]:
-    """The reference on a trainer job of its own, which is deleted as soon as it is not needed any more."""
+    """The reference on a trainer job of its own, which is deleted by `jobs`, if given, as soon as it is not needed."""
     async with (
         AsyncServiceClient(job.base_url, api_key) as service,
         service.create_training_client(base_model, lora_rank=0) as frozen,
     ):
         yield frozen
+    if jobs is None:
+        return
     try:
         await jobs.delete(job.job_id)
     except FwasyncError as error:

@@ -8,6 +8,7 @@ from fwasync.service import AsyncServiceClient
 from fwasync.sync.sampling import SamplingClient
 from fwasync.sync.training import TrainingClient
 from fwasync.sync.twin import Twin
+from fwasync.training.model import CHECKPOINT_TIMEOUT_S
 
 if TYPE_CHECKING:
     from tinker.types import GetServerCapabilitiesResponse
@@ -59,20 +60,32 @@ class ServiceClient(Twin[AsyncServiceClient]):
         return TrainingClient(self._client.create_base_training_client(base_model))
 
     def create_training_client_from_state(
-        self, path: str, *, base_model: str | None = None, lora_rank: int | None = None
+        self,
+        path: str,
+        *,
+        base_model: str | None = None,
+        lora_rank: int | None = None,
+        timeout: float | None = CHECKPOINT_TIMEOUT_S,
     ) -> TrainingClient:
         """See `AsyncServiceClient.create_training_client_from_state`."""
         return TrainingClient(
-            self._client.create_training_client_from_state(path, base_model=base_model, lora_rank=lora_rank)
+            self._client.create_training_client_from_state(
+                path, base_model=base_model, lora_rank=lora_rank, timeout=timeout
+            )
         )
 
     def create_training_client_from_state_with_optimizer(
-        self, path: str, *, base_model: str | None = None, lora_rank: int | None = None
+        self,
+        path: str,
+        *,
+        base_model: str | None = None,
+        lora_rank: int | None = None,
+        timeout: float | None = CHECKPOINT_TIMEOUT_S,
     ) -> TrainingClient:
         """See `AsyncServiceClient.create_training_client_from_state_with_optimizer`."""
         return TrainingClient(
             self._client.create_training_client_from_state_with_optimizer(
-                path, base_model=base_model, lora_rank=lora_rank
+                path, base_model=base_model, lora_rank=lora_rank, timeout=timeout
             )
         )
 

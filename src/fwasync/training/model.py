@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import anyio
@@ -42,6 +42,7 @@ class ModelSpec:
         base_only: A frozen reference, which answers forward only.
         state: A checkpoint to begin from.
         with_optimizer: Whether the optimizer begins from it too.
+        load_timeout: Seconds that loading `state` may take.
     """
 
     base_model: str | None
@@ -50,6 +51,7 @@ class ModelSpec:
     base_only: bool = False
     state: str | None = None
     with_optimizer: bool = False
+    load_timeout: float | None = CHECKPOINT_TIMEOUT_S
 
     def __post_init__(self) -> None:
         if self.lora_rank is not None and self.lora_rank < 0:
@@ -225,12 +227,10 @@ class Model:
         body = encode(WeightsInfoRequest(tinker_path=spec.state))
         info = read("weights_info", await self.session.http.call("POST", "weights_info", [body]), WeightsInfo)
         rank = (info.lora_rank or 0) if info.is_lora else 0
-        self.spec = ModelSpec(info.base_model, rank, state=spec.state, with_optimizer=spec.with_optimizer)
+        self.spec = replace(spec, base_model=info.base_model, lora_rank=rank)
         return self.spec
 
     async def _load(self, path: str) -> None:
-        optimizer = self.spec.with_optimizer
+        optimizer, timeout = self.spec.with_optimizer, self.spec.load_timeout
         verb = "load_state_with_optimizer" if optimizer else "load_state"
-        await self.submit(
-            verb, lambda model_id: load_weights(model_id, path, optimizer=optimizer), CHECKPOINT_TIMEOUT_S
-        )
+        await self.submit(verb, lambda model_id: load_weights(model_id, path, optimizer=optimizer), timeout)

@@ -99,7 +99,7 @@ def test_a_renderer_is_an_object_or_a_name_or_the_chat_template(
     assert isinstance(made, Words)
     assert made.tokenizer is tokenizer
     for choice, told in (
-        ("qwen3", "must look like 'module:attribute'"),
+        ("qwen3", "must look like 'module:attribute' or 'file.py:attribute', or be left out"),
         ("my_renderers:", "must look like"),
         ("my_renderers:none", "cannot be imported"),
         ("no_such_module:x", "cannot be imported: No module named"),

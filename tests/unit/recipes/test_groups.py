@@ -117,10 +117,9 @@ async def test_a_reward_that_fails_is_told_with_its_row(tokenizer: ChatTokenizer
         with pytest.raises(KeyError) as caught:
             await sampler(tokenizer, reward).sample(TAKEN)
         assert caught.value.__notes__ == ["the reward function was asked for the row of line 9"]
-    with pytest.raises(UsageError, match="a reward is nan; it must be a finite number"):
-        await sampler(tokenizer, lambda text, row: float("nan")).sample(TAKEN)
-    with pytest.raises(TypeError):
-        await sampler(tokenizer, lambda text, row: None).sample(TAKEN)
+    for value in (float("nan"), None, "good"):
+        with pytest.raises(UsageError, match=f"a reward is {value!r}; it must be a finite number"):
+            await sampler(tokenizer, lambda text, row, value=value: value).sample(TAKEN)
 
 
 async def test_what_was_not_asked_for_is_refused(tokenizer: ChatTokenizer) -> None:

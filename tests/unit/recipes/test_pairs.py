@@ -27,20 +27,6 @@ def config(recipe: Any, **settings: Any) -> Any:
     return recipe.Config.model_validate({"log_path": "run", "dataset": "d", **settings})
 
 
-def test_the_defaults_are_the_cookbooks() -> None:
-    for recipe, project in ((dpo, "dpo-tinker"), (orpo, "dsv3-training")):
-        defaults = config(recipe)
-        assert (defaults.learning_rate, defaults.epochs, defaults.batch_size, defaults.lora_rank) == (1e-5, 1, 4, 0)
-        assert (defaults.max_pairs, defaults.max_seq_len, defaults.dcp_save_interval) == (None, None, 0)
-        assert defaults.grad_accumulation_normalization is None
-        assert defaults.wandb.project == project
-    assert (config(dpo).beta, config(dpo).ref_cache_concurrency, config(dpo).ref_cache_batch_size) == (0.1, 16, 1)
-    assert config(dpo).weight_sync == WeightSyncConfig(weight_sync_interval=0)
-    assert config(dpo).base_model == "accounts/fireworks/models/qwen3-8b"
-    assert config(orpo).base_model == "accounts/fireworks/models/qwen3-235b-a22b-instruct-2507"
-    assert config(orpo).orpo_lambda == 1.0
-
-
 @pytest.mark.parametrize("beta", [0, -0.1, float("nan"), float("inf")])
 def test_beta_is_above_zero(beta: float) -> None:
     with pytest.raises(pydantic.ValidationError, match="beta"):
@@ -75,6 +61,10 @@ def test_what_cannot_be_brought_up_is_told_before() -> None:
     config(dpo, infra=BOTH, **named).check()
     config(orpo, infra=SHAPE, **named).check()
     assert "tokenizer_model is empty" in problems(orpo, infra=SHAPE)
+    assert "this recipe has no reference" in problems(orpo, infra=BOTH, **named)
+    assert "or no trainer comes up" in problems(dpo, infra={"ref_training_shape_id": BOTH["ref_training_shape_id"]})
+    assert "a trainer job is named; name its shape" in problems(dpo, job_id="mine")
+    assert "name the shape of that job too" in problems(dpo, infra=SHAPE, lora_rank=4, reference_job_id="r", **named)
     assert "set infra too" in problems(dpo, weight_sync={"weight_sync_interval": 2})
     assert "would never get weights" in problems(dpo, deployment={"deployment_id": "mine"})
     config(dpo, infra=BOTH, weight_sync={"weight_sync_interval": 2}, deployment={"deployment_id": "a"}, **named).check()
@@ -135,6 +125,7 @@ async def test_pairs_that_are_left_out_are_told_and_counted(tmp_path: Path, reci
     assert told.startswith("2 of 4 rows are left out: line 2: without a difference: both sides have the same tokens")
     assert "line 3: 65 tokens are more than 64" in told
     assert (result.steps, result.checkpoint.data_consumed) == (1, 4)
+    assert fixture.trainer.normalizations == [None]
     ((_, datums),) = fixture.trainer.batches
     answers = [bytes(datum.loss_fn_inputs["target_tokens"].data[-2:-1]) for datum in datums]
     assert sorted(answers) == [b"a", b"b", b"f", b"g"]
@@ -148,6 +139,14 @@ async def test_the_cap_is_of_pairs_that_can_be_trained_on(tmp_path: Path, recipe
     rows = [preference("a", "b"), preference("c", "c"), preference("f", "g"), preference("h", "i")]
     result = await Fixture(tmp_path, rows).train(recipe, max_pairs=2, batch_size=1)
     assert (result.steps, len(result.rows.rows), [problem.line for problem in result.rows.dropped]) == (2, 3, [2])
+
+
+async def test_checkpoints_have_the_time_that_they_are_given(tmp_path: Path) -> None:
+    fixture = Fixture(tmp_path, [preference("a", "b")])
+    await fixture.train(dpo, weight_sync=WeightSyncConfig(weight_sync_interval=0, dcp_timeout=7))
+    assert fixture.trainer.save_timeouts == [7, 7]
+    assert config(dpo).checkpoint_timeout_s == 2700
+    assert config(orpo).checkpoint_timeout_s is None  # as the client has it
 
 
 async def test_a_dry_run_tells_of_the_pairs(tmp_path: Path) -> None:

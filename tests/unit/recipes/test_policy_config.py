@@ -18,62 +18,8 @@ def config(**settings: Any) -> rl.Config:
     return rl.Config.model_validate({"log_path": "run", "dataset": "d", **settings})
 
 
-def test_the_defaults_are_the_cookbooks() -> None:
-    defaults = config()
-    assert defaults.model_dump(
-        include={
-            "base_model": True,
-            "learning_rate": True,
-            "kl_beta": True,
-            "completions_per_prompt": True,
-            "max_completion_tokens": True,
-            "temperature": True,
-            "epochs": True,
-            "max_rows": True,
-            "max_seq_len": True,
-            "lora_rank": True,
-            "prompt_groups_per_step": True,
-            "router_replay": True,
-            "router_replay_completion_only": True,
-            "grad_accumulation_normalization": True,
-            "policy_loss": True,
-            "eps_clip": True,
-            "eps_clip_high": True,
-            "ratio_log_cap": True,
-            "trajectory_dir": True,
-            "init_from_checkpoint": True,
-            "output_model_id": True,
-            "dcp_save_interval": True,
-            "grad_clip_norm": True,
-        }
-    ) == {
-        "base_model": "accounts/fireworks/models/qwen3-8b",
-        "learning_rate": 1e-5,
-        "kl_beta": 0.001,
-        "completions_per_prompt": 4,
-        "max_completion_tokens": 1024,
-        "temperature": 1.0,
-        "epochs": 1,
-        "max_rows": 100,
-        "max_seq_len": None,
-        "lora_rank": 0,
-        "prompt_groups_per_step": 1,
-        "router_replay": False,
-        "router_replay_completion_only": True,
-        "grad_accumulation_normalization": "num_loss_tokens",
-        "policy_loss": "grpo",
-        "eps_clip": 0.2,
-        "eps_clip_high": None,
-        "ratio_log_cap": 20.0,
-        "trajectory_dir": None,
-        "init_from_checkpoint": None,
-        "output_model_id": None,
-        "dcp_save_interval": 0,
-        "grad_clip_norm": 0.0,
-    }
-    assert (defaults.weight_sync.weight_sync_interval, defaults.wandb.project) == (1, "grpo-tinker")
-    assert (defaults.tis.cap, defaults.tis.level) == (5.0, "token")
-    defaults.check()
+def test_the_defaults_can_be_run() -> None:
+    config().check()
     with pytest.raises(pydantic.ValidationError, match="did you mean 'completions_per_prompt'"):
         config(completion_per_prompt=3)
 

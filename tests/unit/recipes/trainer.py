@@ -40,6 +40,7 @@ class Trainer:
         self.adams: list[Any] = []
         self.forwards: list[list[Any]] = []
         self.normalizations: list[str | None] = []
+        self.save_timeouts: list[float] = []
 
     def forward(self, data: Any, loss_fn: str, *, timeout: float) -> Future:
         self.forwards.append(list(data))
@@ -65,9 +66,11 @@ class Trainer:
         return self._submit(f"optim_step {len(self.adams)}", OptimStepResponse(metrics={"grad_norm": 2.5}))
 
     def save_state(self, name: str, *, timeout: float = 0) -> Future:
+        self.save_timeouts.append(timeout)
         return self._submit(f"save_state {name}", SimpleNamespace(path=f"state:{name}"))
 
     def save_weights_for_sampler(self, name: str, *, timeout: float = 0) -> Future:
+        self.save_timeouts.append(timeout)
         return self._submit(f"snapshot {name}", SimpleNamespace(path=f"snapshot:{name}"))
 
     def save_weights_for_sampler_ext(self, name: str, checkpoint_type: str, *, timeout: float = 0) -> Future:

@@ -117,6 +117,16 @@ async def test_a_checkpoint_that_cannot_be_loaded_fails_on_entering() -> None:
                 raise AssertionError
 
 
+async def test_loading_a_checkpoint_has_its_time() -> None:
+    trainer = FakeTrainer()
+    trainer.hold("load_weights")
+    service = AsyncServiceClient("http://trainer.test", KEY, transport=trainer)
+    async with service:
+        with pytest.raises(errors.OperationTimeoutError, match="load_state"):
+            async with service.create_training_client_from_state("x", base_model="base", timeout=0.01):
+                raise AssertionError
+
+
 async def test_unload_waits_and_refuses() -> None:
     trainer = FakeTrainer()
     trainer.results["unload"] = {"model_id": "sess:train:0"}

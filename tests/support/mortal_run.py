@@ -1,6 +1,7 @@
-"""Runs of SFT that die where a test wants: a process that has everything imported, and forks one for each run.
+"""Runs of a recipe that die where a test wants: a process that has everything imported, and forks one for each run.
 
-It reads one JSON object a line: `base_url`, `api_key`, `config`, and `dies`, which is `null` or one of
+The recipe is its argument. It reads one JSON object a line: `base_url`, `api_key`, `config`, and `dies`, which is
+`null` or one of
 
 * `["before", n]`, `["after", n]`: killed before the n-th request is sent, or before its answer is seen;
 * `["torn", n]`: killed in the middle of the n-th line of `checkpoints.jsonl`;
@@ -11,13 +12,16 @@ and answers each with the exit status of that run, negative for a signal.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
 import sys
 from typing import Any
 
-sys.modules.update(torch=None, transformers=None)  # pyright: ignore[reportCallIssue, reportArgumentType]
+RECIPE = sys.argv[1]
+if RECIPE in ("sft", "rl"):  # which take long to import, and are not needed
+    sys.modules.update(torch=None, transformers=None)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 import anyio  # noqa: E402
 import httpx  # noqa: E402
@@ -27,10 +31,15 @@ from fwasync import AsyncServiceClient, RetryPolicy  # noqa: E402
 from fwasync._http.transport import default_transport  # noqa: E402
 from fwasync.checkpoints import ledger  # noqa: E402
 from fwasync.errors import FwasyncError  # noqa: E402
-from fwasync.recipes import sft  # noqa: E402
 from fwasync.recipes.trainers import Where  # noqa: E402
 
+recipe = importlib.import_module(f"fwasync.recipes.{RECIPE}")
 FOLLOWED = ("retrieve_future", "session_heartbeat")  # how often these are sent depends on time
+
+
+def reward(text: str, row: object) -> float:
+    """One that differs from answer to answer."""
+    return sum(map(ord, text)) % 101 / 100
 
 
 def die() -> None:
@@ -45,10 +54,11 @@ class Mortal(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         counted = not request.url.path.endswith(FOLLOWED)
         self.number -= counted
-        if counted and self.number == 0 and self.when == "before":
+        is_due = counted and self.number == 0  # others may be under way by the time of the answer
+        if is_due and self.when == "before":
             die()
         response = await self.inner.handle_async_request(request)
-        if counted and self.number == 0 and self.when == "after":
+        if is_due and self.when == "after":
             die()
         return response
 
@@ -90,7 +100,8 @@ async def run(order: dict[str, Any]) -> None:
     url, impatient = order["base_url"], RetryPolicy(base_s=0.01, cap_s=0.02, budget_s=0.1)
     transport = Mortal(url, when, number)
     async with AsyncServiceClient(url, order["api_key"], retry=impatient, transport=transport) as service:
-        await sft.train(sft.Config.model_validate(order["config"]), where=Where(service=service))
+        more = {"reward": reward} if RECIPE == "rl" else {}
+        await recipe.train(recipe.Config.model_validate(order["config"]), where=Where(service=service), **more)
 
 
 def main() -> None:
