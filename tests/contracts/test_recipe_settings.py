@@ -15,12 +15,14 @@ from pydantic import BaseModel
 from fwasync.cli.settings import members
 from fwasync.recipes.optimizer import AdamConfig
 
-RECIPES = ("sft", "dpo", "orpo", "rl")
+RECIPES = ("sft", "dpo", "orpo", "rl", "async_rl")
 # Taken over as a whole: `adam_params` hands all of it on.
 WHOLE = (AdamConfig,)
 UNREAD = {
     ("dpo", "deployment.sample_timeout"): "it does not sample; the section is that of all recipes",
     ("rl", "router_replay_completion_only"): "belongs to router_replay, which is refused",
+    ("async_rl", "router_replay_completion_only"): "belongs to router_replay, which is refused",
+    ("async_rl", "weight_sync.weight_sync_before_training"): "the first weights are published in any case",
 }
 
 
