@@ -1,8 +1,7 @@
-"""The recipe in the cookbook's style: it knows one import of ours, and learns on the local service."""
+"""GRPO in the cookbook's style: it learns on the local service, through a deployment that takes its weights."""
 
 from __future__ import annotations
 
-import ast
 import json
 import subprocess
 import sys
@@ -34,16 +33,6 @@ rewards = legacy_grpo.main(cfg, prompts, lambda text: sum(character.islower() fo
 assert "fwasync-sync" not in [thread.name for thread in threading.enumerate()]
 print(json.dumps(rewards))
 """
-
-
-def test_its_import_line_alone_names_the_package() -> None:
-    source = RECIPE.read_text(encoding="utf-8")
-    lines = source.splitlines()
-    [line] = [number for number, line in enumerate(lines, 1) if "fwasync" in line]
-    [ours] = [node for node in ast.parse(source).body if node.lineno == line]
-    assert isinstance(ours, ast.ImportFrom)
-    assert ours.module == "fwasync"
-    assert "async" not in source.replace("fwasync", "")
 
 
 def test_it_learns() -> None:

@@ -1,4 +1,4 @@
-"""The command line: `fwasync demo`, `serve` and `train`. Thin: it reads options, runs recipes and tells errors.
+"""The command line, `fwasync`. Thin: it reads options, runs recipes and tells errors.
 
 Importing this package imports nothing else, so that Ctrl-C is understood from the first moment.
 """

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from fwasync.recipes.seeds import derive_seed
+from fwasync.data.seeds import derive_seed
 
 __all__ = ("Batch", "Batches", "carve_out")
 

@@ -46,7 +46,7 @@ class Config(pairs.PairsConfig):
     ref_cache_concurrency: int = Field(default=16, ge=1, description="Requests at a time to the reference.")
     ref_cache_batch_size: int = Field(default=1, ge=1, description="Pairs of such a request.")
     reference_job_id: ResourceId | None = Field(
-        default=None, description="The reference's trainer job, if it is there; it is left in place."
+        default=None, description="The reference's trainer job, likewise. It is kept to the end of the run."
     )
     deployment: DeployConfig = Field(default=DeployConfig(), description="Gets the weights, if they are synced.")
     weight_sync: WeightSyncConfig = Field(

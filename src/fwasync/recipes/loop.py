@@ -74,7 +74,9 @@ class LoopConfig(RecipeConfig):
         default="", description="Another renderer, as module:attribute. Empty: the tokenizer's own chat template."
     )
     job_id: ResourceId | None = Field(
-        default=None, description="A trainer job to train on that is there, and is left in place. Unset: a new one."
+        default=None,
+        description="The trainer job. One that is there is used and left in place; else it is made under this id, and "
+        "removed in the end.",
     )
     pipeline_depth: int = Field(default=4, ge=1, description="Steps that are submitted at a time.")
     grad_accumulation_normalization: str | None = Field(

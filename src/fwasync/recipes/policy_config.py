@@ -92,10 +92,12 @@ class PolicyConfig(RecipeConfig):
     router_replay_completion_only: bool = Field(default=True, description="Of router_replay.")
     trajectory_dir: Path | None = Field(default=None, description="A file of all answers for each step, if set.")
     policy_job_id: ResourceId | None = Field(
-        default=None, description="A trainer job to train on that is there, and is left in place. Unset: a new one."
+        default=None,
+        description="The trainer job. One that is there is used and left in place; else it is made under this id, and "
+        "removed in the end.",
     )
     reference_job_id: ResourceId | None = Field(
-        default=None, description="The reference's trainer job, if it is there; it is left in place."
+        default=None, description="The reference's trainer job, likewise. It is kept to the end of the run."
     )
     deployment: DeployConfig = Field(default=DeployConfig(), description="What samples, on the control plane.")
     weight_sync: WeightSyncConfig = Field(default=WeightSyncConfig(), description="When it gets the weights.")

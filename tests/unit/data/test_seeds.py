@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fwasync.recipes.seeds import derive_seed
+from fwasync.data.seeds import derive_seed
 
 
 def test_seeds_depend_on_every_part_and_fit_31_bits() -> None:

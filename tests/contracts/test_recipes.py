@@ -1,4 +1,4 @@
-"""No setting of a recipe is there for show: something that the recipe imports reads each of them."""
+"""What holds of every recipe: no setting is there for show, and its file can be read and forked."""
 
 from __future__ import annotations
 
@@ -72,3 +72,12 @@ def test_each_setting_is_read(recipe: str) -> None:
     assert len(list(settings(model))) > 30
     unread = {(recipe, path) for path, name in settings(model) if name not in read}
     assert unread == {key for key in UNREAD if key[0] == recipe}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_can_be_read_and_forked(recipe: str) -> None:
+    """It is short, and imports nothing that others must not import."""
+    module = import_module(f"fwasync.recipes.{recipe}")
+    assert module.__file__ is not None
+    assert len(Path(module.__file__).read_text(encoding="utf-8").splitlines()) < 400
+    assert not [name for name in imported(module.__name__) if "._" in name]
