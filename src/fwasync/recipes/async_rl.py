@@ -27,7 +27,6 @@ import anyio
 import anyio.to_thread
 
 from fwasync import AsyncRewardPool, AsyncRolloutScheduler
-from fwasync._background import Background
 from fwasync.checkpoints.ledger import CheckpointEntry
 from fwasync.data.chat import ChatTokenizer
 from fwasync.data.prompts import PromptRow
@@ -37,6 +36,7 @@ from fwasync.recipes.batches import Batches
 from fwasync.recipes.callbacks import StepCallback, called
 from fwasync.recipes.collecting import Collected, RowCounts
 from fwasync.recipes.groups import PromptGroup, RewardFn, TakenRow, is_async
+from fwasync.recipes.meanwhile import meanwhile
 from fwasync.recipes.named import describe_named, load_reward, load_rollout
 from fwasync.recipes.optimizer import adam_params
 from fwasync.recipes.policy_session import (
@@ -246,22 +246,16 @@ class _Training:
         await served.publish(self.number)
         if self.evaluate is not None and is_new:
             self.run.log(PHASE, 0, await called(self.evaluate(0, served)))
-        looking = Background()
-        await looking.open()
-        try:
-            async with scheduler:
-                looking.start(self._look, scheduler, stop)
-                while not self.is_over and not stop.requested:
-                    batch = None
-                    with anyio.CancelScope() as self.waiting:  # a stop need not wait for what is sampled
-                        batch = await anext(scheduler, None)
-                        self.is_over = batch is None
-                    if batch is not None:
-                        await self._step(self.number + 1, batch, scheduler)
-                    elif self.is_over:
-                        self.state = scheduler.state()  # with the rows that were dropped behind the last step
-        finally:
-            await looking.aclose()
+        async with scheduler, meanwhile(self._look, scheduler, stop):
+            while not self.is_over and not stop.requested:
+                batch = None
+                with anyio.CancelScope() as self.waiting:  # a stop need not wait for what is sampled
+                    batch = await anext(scheduler, None)
+                    self.is_over = batch is None
+                if batch is not None:
+                    await self._step(self.number + 1, batch, scheduler)
+                elif self.is_over:
+                    self.state = scheduler.state()  # with the rows that were dropped behind the last step
 
     async def _step(
         self, number: int, batch: RolloutBatch[TakenRow], scheduler: AsyncRolloutScheduler[TakenRow]

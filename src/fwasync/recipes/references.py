@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fwasync import APIFuture, AsyncTrainingClient
-from fwasync._background import Background
 from fwasync.data.pairs import Pair, preference_batch
 from fwasync.recipes.batches import Batch, Batches
+from fwasync.recipes.meanwhile import meanwhile
 from fwasync.recipes.plan import Plan
 from fwasync.recipes.rows import TrainingRows
 
@@ -101,14 +101,11 @@ class ReferenceLogprobs:
             open_reference: The reference; it is closed as soon as all logprobs are known.
             on_released: Called then.
         """
-        background = Background()
-        await background.open()
-        try:
-            if self._needed:
-                background.start(self._compute, open_reference, on_released)
+        if not self._needed:
             yield
-        finally:
-            await background.aclose()
+            return
+        async with meanwhile(self._compute, open_reference, on_released):
+            yield
 
     async def _compute(self, open_reference: Open, on_released: Callable[[], None]) -> None:
         free = anyio.Semaphore(self._concurrency)
