@@ -19,6 +19,7 @@ from fwasync.cli import main
 
 MODEL = "fwasync/qwen3-tiny"
 KEY = "tml-test-key"
+CHAT = {"messages": [{"role": "user", "content": "ping"}, {"role": "assistant", "content": "pong"}]}
 
 
 def datum(tokens: list[int], *, weight: float = 1.0) -> dict[str, Any]:
@@ -192,6 +193,14 @@ def begin(tmp_path):
     for running in started:
         running.close()
         running.service.close()
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A file of eight chats."""
+    path = tmp_path / "data.jsonl"
+    path.write_text(f"{json.dumps(CHAT)}\n" * 8)
+    return path
 
 
 @pytest.fixture

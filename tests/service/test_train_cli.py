@@ -27,16 +27,9 @@ from fwasync.errors import ServiceUnreachableError
 from fwasync.recipes.stopping import StopRequest
 from fwasync.recipes.trainers import Where
 from fwasync.tracking.run import Run
+from service.conftest import CHAT
 
 TINY = ("--base-model", "fwasync/qwen3-tiny")
-ROW = {"messages": [{"role": "user", "content": "ping"}, {"role": "assistant", "content": "pong"}]}
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    path = tmp_path / "data.jsonl"
-    path.write_text(f"{json.dumps(ROW)}\n" * 8)
-    return path
 
 
 Train = Callable[..., tuple[int, str, str]]
@@ -361,7 +354,7 @@ def test_settings_out_of_range(refused: Refused, data: Path) -> None:
 
 def test_broken_rows(refused: Refused, tmp_path: Path) -> None:
     broken = tmp_path / "broken.jsonl"
-    broken.write_text(json.dumps(ROW) + '\n{"messages": [\n{"messages": [{"role": "bot", "content": "x"}]}\n')
+    broken.write_text(json.dumps(CHAT) + '\n{"messages": [\n{"messages": [{"role": "bot", "content": "x"}]}\n')
     told = r"broken\.jsonl has 2 faulty rows:\n  line 2: not JSON.*\n  line 3, messages\[0\]\.role: 'bot'"
     refused("--data", broken, status=2, told=told)
     refused("--data", tmp_path / "none.jsonl", status=2, told="there is no such file")

@@ -10,9 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from service.test_train_cli import Refused, Train, data, refused, train
-
-__all__ = ("data", "refused", "train")
+from service.test_train_cli import Refused, Train
 
 REWARDS = """\
 def letters(text, row):
