@@ -20,7 +20,9 @@ RECIPES = ("sft", "dpo", "orpo", "rl", "async_rl")
 WHOLE = (AdamConfig,)
 UNREAD = {
     ("dpo", "deployment.sample_timeout"): "it does not sample; the section is that of all recipes",
+    ("rl", "batch_size"): "is refused where it is given, as a step is made of groups",
     ("rl", "router_replay_completion_only"): "belongs to router_replay, which is refused",
+    ("async_rl", "batch_size"): "is refused where it is given, as a step is made of groups",
     ("async_rl", "router_replay_completion_only"): "belongs to router_replay, which is refused",
     ("async_rl", "weight_sync.weight_sync_before_training"): "the first weights are published in any case",
 }

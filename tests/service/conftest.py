@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -206,12 +206,14 @@ def data(tmp_path: Path) -> Path:
 @pytest.fixture
 def train(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
+) -> Iterator[Callable[..., tuple[int, str, str]]]:
     """`fwasync train`, called in this process: exit status, output, errors."""
     for name in [name for name in os.environ if name.startswith(("FWASYNC_", "TINKER_", "FIREWORKS_"))]:
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])  # where settings name code, which may be in this directory
+    # Settings may name code in this directory: it leaves nothing there, and is forgotten again.
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
 
     def train(*arguments: object, recipe: str = "sft", **environment: str) -> tuple[int, str, str]:
         with monkeypatch.context() as patch:
@@ -224,7 +226,10 @@ def train(
         assert isinstance(ended.value.code, int)
         return ended.value.code, out, err
 
-    return train
+    yield train
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
+            del sys.modules[name]
 
 
 @pytest.fixture

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -40,14 +38,10 @@ kl_beta = 0
 
 
 @pytest.fixture(autouse=True)
-def files(train: Train, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A file of rewards and one of settings; what was imported is forgotten again."""
+def files(data: Path, tmp_path: Path) -> None:
+    """A file of rewards and one of settings."""
     (tmp_path / "my_rewards.py").write_text(REWARDS)
     (tmp_path / "run.toml").write_text(SETTINGS)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    yield
-    sys.modules.pop("my_rewards", None)
 
 
 @pytest.mark.parametrize(

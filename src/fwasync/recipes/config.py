@@ -116,6 +116,11 @@ class RecipeConfig(Config):
         """Steps between checkpoints."""
         return self.dcp_save_interval
 
+    def checkpoints(self, steps: int) -> int:
+        """How many are saved in a run of so many steps."""
+        final, interval = int(self.save_final_checkpoint), self.checkpoint_interval
+        return final + ((steps - final) // interval if interval else 0)
+
     @property
     def checkpoint_timeout_s(self) -> float | None:
         """Seconds that saving or loading a checkpoint may take; `None` is as the client has it."""

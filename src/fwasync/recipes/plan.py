@@ -11,7 +11,7 @@ from fwasync.checkpoints.resume import ResumeInfo
 from fwasync.recipes.batches import Batch, Batches
 from fwasync.recipes.config import RecipeConfig
 
-__all__ = ("Plan", "describe_checkpoints")
+__all__ = ("Plan",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +46,5 @@ class Plan:
         passes = next(islice(self.order.after(), self.total - 1, None)).consumed / self.order.rows
         return [
             f"{self.total:,} steps of {config.batch_size} rows: {passes:.2f} passes over the data",
-            describe_checkpoints(config, self.total),
+            f"{config.checkpoints(self.total)} checkpoint(s)",
         ]
-
-
-def describe_checkpoints(config: RecipeConfig, steps: int) -> str:
-    """How many are saved in so many steps."""
-    final, interval = int(config.save_final_checkpoint), config.checkpoint_interval
-    return f"{final + ((steps - final) // interval if interval else 0)} checkpoint(s)"

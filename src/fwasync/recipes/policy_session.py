@@ -27,7 +27,6 @@ from fwasync.errors import DatasetError, UsageError
 from fwasync.losses import PolicyLoss
 from fwasync.recipes.batches import Batches
 from fwasync.recipes.collecting import RowCounts
-from fwasync.recipes.plan import describe_checkpoints
 from fwasync.recipes.policy_config import PolicyConfig
 from fwasync.recipes.policy_update import PolicyUpdate
 from fwasync.recipes.prompts import Prompts, render_prompts
@@ -258,7 +257,7 @@ async def dry_policy_run(
         *found,
         f"{steps:,} steps of {groups} prompts with {size} answers each, if no prompt is dropped",
         f"completions to be sampled: {told}; of {config.max_completion_tokens:,} tokens at most",
-        describe_checkpoints(config, steps),
+        f"{config.checkpoints(steps)} checkpoint(s)",
         *config.notes(),
     ]
 
