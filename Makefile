@@ -21,7 +21,7 @@ docs: $(VENV)/.dev
 	$(BIN)/mkdocs build --strict --quiet
 
 clean:
-	rm -rf $(VENV) .venv-older .venv-fireworks site
+	rm -rf $(VENV) .venv-older .venv-fireworks .venv-ray site
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fwasync needs Python 3.11 or newer, and this is " + sys.version.split()[0] + "; say `make PYTHON=python3.12 ...`")'
