@@ -299,7 +299,7 @@ class Drive:
             "echo": [echoed.logprobs_echoed, far(echoed.inference_logprobs, score(client, echoed.full_tokens))],
             "repeats": first == second,
             "greedy": [greedy, stop, stopped.full_tokens, stopped.finish_reason],
-            "too_long": [self.sample("full", max_seq_len=len(PROMPT) + more) for more in (0, 2)],
+            "too_long": [len(self.sample("full", temperature=0.0, max_seq_len=len(PROMPT) + more)) for more in (0, 2)],
             "window": summary and [summary["window"], summary["avg_pq"]],
             "metrics": [len(metrics), sorted({each.prompt_tokens for each in metrics})],
             "queued": [each.prefill_queue_duration for each in metrics],

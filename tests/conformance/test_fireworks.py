@@ -157,7 +157,7 @@ def test_samples_are_as_they_were_asked_for(of):
     assert greedy == greedy[:1] * 3
     assert stopped == greedy[0][: greedy[0].index(stop, 6) + 1]
     assert reason == "stop"
-    assert seen["too_long"] == [[], []]
+    assert seen["too_long"] == [0, 0]
 
 
 def test_an_echo_has_the_logprobs_of_the_trainer(of):
