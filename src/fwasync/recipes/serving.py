@@ -37,30 +37,28 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from fwasync import (
-    AdaptiveConcurrencyController,
     AsyncDeploymentSampler,
     AsyncWeightSyncer,
     ConcurrencyConfig,
     DeployConfig,
-    FixedConcurrencyController,
     SampledCompletion,
     WeightSyncConfig,
+    concurrency_controller,
 )
 from fwasync.data.chat import ChatTokenizer
 from fwasync.errors import UsageError, WeightSyncError
 from fwasync.recipes.trainers import Trainers
 from fwasync.rollout.samplers import Samplers
-from fwasync.sampling.aimd import AimdSettings, Observation
+from fwasync.sampling.aimd import Observation
 from fwasync.sampling.concurrency import ConcurrencyController
 
 if TYPE_CHECKING:
     from fwasync.types import SampledSequence
 
-__all__ = ("ServedPolicy", "concurrency_controller", "serve_policy")
+__all__ = ("ServedPolicy", "serve_policy")
 
 logger = logging.getLogger(__name__)
 
-_UNLIMITED = 1_000_000
 _OK = 200
 _LOOK_S = 1.0
 
@@ -209,26 +207,6 @@ async def serve_policy(
         )
         version = 0 if untouched else None
         yield _Deployed(sampler, syncer, version, tokenizer=tokenizer, timeout=deploy.sample_timeout)
-
-
-def concurrency_controller(config: ConcurrencyConfig, *, replicas: int = 1) -> ConcurrencyController:
-    """The controller that a configuration means.
-
-    Args:
-        config: The configuration.
-        replicas: Of the deployment; an adaptive window begins with eight for each of them.
-    """
-    if config.mode != "adaptive":
-        return FixedConcurrencyController((config.max_concurrency if config.mode else None) or _UNLIMITED)
-    return AdaptiveConcurrencyController(
-        AimdSettings(
-            initial_window=config.initial_window or 8 * replicas,
-            min_window=config.min_window,
-            max_window=config.max_window,
-            prefill_queue_target=config.prefill_queue_target,
-            adjustment_interval=config.rollout_adjustment_interval,
-        )
-    )
 
 
 # -- a deployment ------------------------------------------------------------------------------------

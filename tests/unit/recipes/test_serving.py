@@ -12,10 +12,10 @@ import anyio.lowlevel
 import numpy as np
 import pytest
 
-from fwasync import AdaptiveConcurrencyController, ConcurrencyConfig, FixedConcurrencyController
+from fwasync import ConcurrencyConfig, concurrency_controller
 from fwasync.errors import HotLoadFailedError, OperationFailedError, ServiceUnreachableError, UsageError
 from fwasync.recipes import serving
-from fwasync.recipes.serving import ServedPolicy, concurrency_controller, serve_policy
+from fwasync.recipes.serving import ServedPolicy, serve_policy
 from fwasync.recipes.trainers import Trainers
 from fwasync.types import SampledSequence, SampleResponse
 from unit.recipes.trainer import Service, Trainer
@@ -226,13 +226,3 @@ async def test_a_deployment_whose_load_failed_is_not_sampled(stage: str, left: i
     for stop in ([3], [3, 4, "x"], "y"):
         await served.sample_with_prompt_tokens([1], stop=stop)
     assert stops == [None, None, ["<4>", "x"], "y"]
-
-
-def test_the_controller_that_is_meant() -> None:
-    assert isinstance(concurrency_controller(ConcurrencyConfig()), FixedConcurrencyController)
-    assert concurrency_controller(ConcurrencyConfig()).window_size >= 100_000
-    assert concurrency_controller(ConcurrencyConfig(mode="fixed", max_concurrency=3)).window_size == 3
-    adaptive = concurrency_controller(ConcurrencyConfig(mode="adaptive"), replicas=2)
-    assert isinstance(adaptive, AdaptiveConcurrencyController)
-    assert adaptive.window_size == 16
-    assert concurrency_controller(ConcurrencyConfig(mode="adaptive", initial_window=5)).window_size == 5
