@@ -1,8 +1,8 @@
 """Completions of token ids, `POST /inference/v1/completions`: messages and server-sent events, for both directions.
 
 A request with fields that are not known is refused. An answer is one JSON object, or the same in pieces as events, the
-last of which is `[DONE]`. Of an answer a client reads what it needs, and skips the rest: that is the cheaper half of what
-a service tells (`Whole…`). Pure: no I/O.
+last of which is `[DONE]`. Of an answer a client reads what it needs and skips the rest, which only a service writes: most
+of the time of decoding would be the rest's (`Whole…`). Pure: no I/O.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class CompletionRequest(Message, forbid_unknown_fields=True):
 
 
 class TokenRow(Message, gc=False):
-    """What is read of one token. `logprob` is the model's own, `sampling_logprob` that of the distribution drawn from."""
+    """What is read of a token. `logprob` is the model's own, `sampling_logprob` that of the distribution drawn from."""
 
     logprob: float | None = None
     sampling_logprob: float | None = None
@@ -146,7 +146,7 @@ class WholeCompletion(Completion):
 
 
 def encode_group(request: CompletionRequest, size: int) -> list[list[bytes]]:
-    """The bodies, in pieces, of a group of requests for the same but their seeds: that of the request, and those after it.
+    """The bodies, in pieces, of a group of requests that differ in their seeds: that of the request, and those after it.
 
     The prompt, which may be long, is encoded once and shared.
     """

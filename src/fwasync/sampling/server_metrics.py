@@ -90,9 +90,13 @@ def read_metrics(
         completion_tokens: As its usage tells.
     """
 
+    told = perf_metrics or {}
+
     def number(name: str) -> float | None:
-        candidates = ((perf_metrics or {}).get(name), headers.get(_PREFIX + name), headers.get(name))
-        return next((value for value in map(_number, candidates) if value is not None), None)
+        value = _number(told.get(name))
+        if value is None:
+            value = _number(headers.get(_PREFIX + name))
+        return _number(headers.get(name)) if value is None else value
 
     def count(name: str) -> int | None:
         value = number(name)
