@@ -8,6 +8,7 @@ Invariants
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -60,10 +61,12 @@ class CompletionOptions:
     http_timeout: float = 600.0
 
     def __post_init__(self) -> None:
-        require_finite("sampling", {"temperature": self.temperature, "top_p": self.top_p})
-        for name, value, least in (("max_tokens", self.max_tokens, 0), ("echo_last", self.echo_last or 0, 0)):
-            if value < least:
-                raise UsageError(f"sampling: {name} is {value}; it must be at least {least}")
+        if not (math.isfinite(self.temperature) and math.isfinite(self.top_p)):
+            require_finite("sampling", {"temperature": self.temperature, "top_p": self.top_p})
+        if self.max_tokens < 0:
+            raise UsageError(f"sampling: max_tokens is {self.max_tokens}; it must be at least 0")
+        if self.echo_last is not None and self.echo_last < 0:
+            raise UsageError(f"sampling: echo_last is {self.echo_last}; it must be at least 0")
         if self.temperature < 0:
             raise UsageError(f"sampling: temperature is {self.temperature}; it must not be negative")
         if not self.http_timeout > 0:

@@ -67,16 +67,21 @@ class Slot:
         observation: What its request told; put here before the slot is left. Without it, nothing is learned.
     """
 
-    __slots__ = ("_leave", "_take", "began", "observation")
+    __slots__ = ("_leave", "_loop", "_take", "began", "observation")
 
-    def __init__(self, take: Callable[[], Awaitable[float]], leave: Callable[[Slot], None]) -> None:
+    def __init__(self, take: Callable[[], Awaitable[asyncio.AbstractEventLoop]], leave: Callable[[Slot], None]) -> None:
         self._take = take
         self._leave = leave
-        self.began = 0.0
         self.observation: Observation | None = None
 
+    @property
+    def age_s(self) -> float:
+        """Seconds since it was taken."""
+        return self._loop.time() - self.began
+
     async def __aenter__(self) -> Self:
-        self.began = await self._take()
+        self._loop = await self._take()
+        self.began = self._loop.time()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -149,14 +154,14 @@ class ConcurrencyController(ABC):
     @abstractmethod
     def _learn(self, observation: Observation, began: float | None) -> None: ...
 
-    async def _take(self) -> float:
+    async def _take(self) -> asyncio.AbstractEventLoop:
         await anyio.lowlevel.checkpoint_if_cancelled()
         loop = self._claimed_loop()
         if self._waiters or self._in_flight >= self.window_size:
             await self._turn()
         else:
             self._add()
-        return loop.time()
+        return loop
 
     def _leave(self, slot: Slot) -> None:
         if slot.observation is not None:
@@ -333,7 +338,7 @@ class AdaptiveConcurrencyController(ConcurrencyController):
 
     def _learn(self, observation: Observation, began: float | None) -> None:
         self._step.add(observation, window=self._window.window, in_flight=self._in_flight)
-        self._window.observe(observation, now=anyio.current_time(), began=began)
+        self._window.observe(observation, now=asyncio.get_running_loop().time(), began=began)
 
 
 _WINDOW_OF_A_REPLICA = 8

@@ -120,6 +120,8 @@ class AsyncDeploymentSampler:
         self._headers = dict(additional_headers or {})
         self._metrics: deque[ServerMetrics] = deque(maxlen=_MOST_METRICS)
         self._calls = Calls("the sampler")
+        self._id = uuid.uuid4().hex[:24]
+        self._numbers = itertools.count()
         self._is_open = False
 
     def __repr__(self) -> str:
@@ -263,7 +265,7 @@ class AsyncDeploymentSampler:
                         failure = answer
                 except Unanswered as error:
                     failure = error
-                metrics = self._failure(failure, retry, anyio.current_time() - slot.began)
+                metrics = self._failure(failure, retry, slot.age_s)
                 slot.observation = metrics.observation()
             await self._pause(attempts, failure, started)
 
@@ -301,7 +303,7 @@ class AsyncDeploymentSampler:
                     )
                 except Unanswered as error:
                     outcome = error
-                latency = anyio.current_time() - slot.began
+                latency = slot.age_s
                 if isinstance(outcome, Answer) and 200 <= outcome.status < 300:
                     answer = read("completions", outcome.body, Completion)
                     metrics = read_metrics(
@@ -344,8 +346,8 @@ class AsyncDeploymentSampler:
     def _request_headers(self) -> dict[str, str]:
         if not self._is_open:
             raise ClosedError("the sampler is not open: use it as `async with AsyncDeploymentSampler(...) as sampler:`")
-        # One id for all attempts, by which the service's logs tell them for one request.
-        return self._headers | {"x-request-id": uuid.uuid4().hex}
+        # One id for all attempts, by which the service's logs tell them for one request: unique, and so in order.
+        return self._headers | {"x-request-id": f"{self._id}{next(self._numbers):08x}"}
 
     def _asked(
         self, prompt_token_ids: Sequence[int], options: SamplingOptions

@@ -126,4 +126,4 @@ def _number(value: str | int | float | None) -> float | None:
         number = float(value)
     except ValueError:
         return None
-    return number if math.isfinite(number) and number >= 0 else None
+    return number if 0.0 <= number < math.inf else None
