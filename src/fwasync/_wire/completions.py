@@ -1,8 +1,8 @@
 """Completions of token ids, `POST /inference/v1/completions`: messages and server-sent events, for both directions.
 
 A request with fields that are not known is refused. An answer is one JSON object, or the same in pieces as events, the
-last of which is `[DONE]`. Of an answer a client reads what it needs and skips the rest, which only a service writes: most
-of the time of decoding would be the rest's (`Whole…`). Pure: no I/O.
+last of which is `[DONE]`. A client reads what it needs of an answer and skips the rest, which would take most of the time
+of decoding; a service writes all of it (`Whole…`). Pure: no I/O.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class WholeCompletion(Completion):
 
 
 def encode_group(request: CompletionRequest, size: int) -> list[list[bytes]]:
-    """The bodies, in pieces, of a group of requests that differ in their seeds: that of the request, and those after it.
+    """The bodies, in pieces, of a group of requests that differ in their seeds: the request's own and those after it.
 
     The prompt, which may be long, is encoded once and shared.
     """

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from fwasync._http.faults import request_id_of
 from fwasync.sampling.aimd import Observation
@@ -18,8 +19,7 @@ __all__ = ("ServerMetrics", "read_metrics")
 _PREFIX = "fireworks-"
 
 
-@dataclass(frozen=True, slots=True)
-class ServerMetrics:
+class ServerMetrics(msgspec.Struct, frozen=True, gc=False):
     """One attempt at a request. Durations are in seconds; `None` is what was not told.
 
     Attributes:
