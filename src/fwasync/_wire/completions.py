@@ -1,8 +1,8 @@
 """Completions of token ids, `POST /inference/v1/completions`: messages and server-sent events, for both directions.
 
 A request with fields that are not known is refused. An answer is one JSON object, or the same in pieces as events, the
-last of which is `[DONE]`. A client reads what it needs of an answer and skips the rest, which would take most of the time
-of decoding; a service writes all of it (`Whole…`). Pure: no I/O.
+last of which is `[DONE]`. A client reads what it needs of it and skips the rest, which would take most of the time of
+decoding; a service writes all (`Whole…`). Pure: no I/O.
 """
 
 from __future__ import annotations
