@@ -22,8 +22,9 @@ import anyio
 
 from fwasync._http.client import Answer, Http, Streamed, Unanswered
 from fwasync._http.reading import read
+from fwasync._http.slices import in_slices
 from fwasync._http.transport import Transport
-from fwasync._wire.completions import EVENT_STREAM, PATH, Completion, encode_group
+from fwasync._wire.completions import EVENT_STREAM, PATH, Completion, LongCompletion, encode_group
 from fwasync._wire.messages import encode
 from fwasync.errors import ClosedError, FwasyncError, UsageError
 from fwasync.sampling.attempts import AttemptPolicy, Attempts
@@ -42,6 +43,7 @@ from fwasync.sampling.stream import CompletionStream
 __all__ = ("AsyncDeploymentSampler", "ChatTokenizer", "SamplingOptions")
 
 _MOST_METRICS = 65_536
+_LONG = 128 * 1024  # bytes of an answer that are read in one go
 _PATH = PATH.removeprefix("/")
 
 
@@ -305,7 +307,8 @@ class AsyncDeploymentSampler:
                     outcome = error
                 latency = slot.age_s
                 if isinstance(outcome, Answer) and 200 <= outcome.status < 300:
-                    answer = read("completions", outcome.body, Completion)
+                    reader = CompletionReader(prompt, options)
+                    answer = await _read(outcome.body, reader)
                     metrics = read_metrics(
                         outcome.headers,
                         answer.perf_metrics,
@@ -316,8 +319,6 @@ class AsyncDeploymentSampler:
                     )
                     self._metrics.append(metrics)
                     slot.observation = metrics.observation()
-                    reader = CompletionReader(prompt, options)
-                    reader.add(only_choice(answer))
                     return reader.completion()
                 slot.observation = self._failure(outcome, retry, latency).observation()
             await self._pause(attempts, outcome, started)
@@ -370,3 +371,14 @@ class AsyncDeploymentSampler:
     def _decoded(self, token: int) -> Any:
         assert self._tokenizer is not None
         return self._tokenizer.decode([token])
+
+
+async def _read(body: bytes, reader: CompletionReader) -> Completion:
+    """Read an answer; other tasks run meanwhile if it is long."""
+    if len(body) > _LONG:
+        long = LongCompletion(body)
+        await in_slices(map(reader.add_rows, long.rows()))
+        body = long.rest()
+    answer = read("completions", body, Completion)
+    reader.add(only_choice(answer))
+    return answer

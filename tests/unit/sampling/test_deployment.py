@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import httpx
 import pytest
 
@@ -355,6 +356,30 @@ async def test_a_prompt_that_was_expanded_is_the_one_that_was_read() -> None:
         [second] = await client.sample_with_prompt_tokens(PROMPT)
     assert (first.full_tokens, first.prompt_len) == ([1, 2, 9, 9, 3, 4, 5, 6], 6)
     assert (second.full_tokens, second.prompt_len) == ([1, 2, 3, 4, 5, 6], 4)
+
+
+@virtual_time
+async def test_while_a_long_answer_is_read_others_run() -> None:
+    count = 30_000
+    rows = [row(number, -number / 7, sampling_logprob=-number / 9) for number in range(count)]
+    client, _ = sampler(good(), good(list(range(count)), rows))
+    steps = 0
+
+    async def tick() -> None:
+        nonlocal steps
+        while True:
+            await anyio.lowlevel.checkpoint()
+            steps += 1
+
+    async with client, anyio.create_task_group() as tasks:
+        tasks.start_soon(tick)
+        await client.sample_with_prompt_tokens(PROMPT)
+        of_a_short_one, steps = steps, 0
+        [long] = await client.sample_with_prompt_tokens(PROMPT, logprobs=True)
+        tasks.cancel_scope.cancel()
+    assert steps > of_a_short_one
+    assert long.inference_logprobs == pytest.approx([-number / 7 for number in range(count)])
+    assert long.sampling_logprobs == pytest.approx([-number / 9 for number in range(count)])
 
 
 # -- filters ---------------------------------------------------------------------------------------
