@@ -17,7 +17,7 @@ import anyio
 import msgspec
 
 from fwasync._http.client import Answer, Unanswered
-from fwasync._wire.completions import DONE, Completion, EventDecoder, Usage
+from fwasync._wire.completions import DONE, Completion, EventDecoder, TokenRow, Usage
 from fwasync._wire.messages import decode
 from fwasync.errors import ProtocolError, StreamBrokenError, UsageError
 from fwasync.sampling.completions import CompletionReader, SampledCompletion
@@ -138,16 +138,18 @@ class CompletionStream:
             return None
         if self._first_at is None:
             self._first_at = anyio.current_time()
-        text, token_ids, logprobs = "", list[int](), list[float]()
+        text, finish_reason, rows = "", None, list[TokenRow]()
         for choice in message.choices:
             self._reader.add(choice)
             text += choice.text or ""
-            for row in (choice.logprobs and choice.logprobs.content) or ():
-                if row.token_id is not None:
-                    token_ids.append(row.token_id)
-                if row.logprob is not None:
-                    logprobs.append(row.logprob)
-        return CompletionPiece(text, token_ids, logprobs, message.choices[-1].finish_reason)
+            finish_reason = choice.finish_reason or finish_reason
+            rows += (choice.logprobs and choice.logprobs.content) or ()
+        return CompletionPiece(
+            text,
+            [row.token_id for row in rows if row.token_id is not None],
+            [row.logprob for row in rows if row.logprob is not None],
+            finish_reason,
+        )
 
     def _finish(self, *, is_told: bool) -> None:
         if not is_told and not self._reader.has_end:
