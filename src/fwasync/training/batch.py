@@ -110,20 +110,21 @@ async def merge_results(answers: Sequence[Answer]) -> ForwardBackwardOutput:
     """The result of a batch from those of its chunks, in order."""
     from tinker.types import ForwardBackwardOutput, TensorData
 
+    kinds: list[str] = []
+    outputs: list[dict[str, TensorData]] = []
+    metrics: list[Mapping[str, float]] = []
+    counts: list[int] = []
     try:
-        parts = await in_slices(decode_outputs(answer.content_type, answer.body) for answer in answers)
-        records = [await in_slices(part_records) for _, _, part_records in parts]
+        for answer in answers:
+            kind, numbers, records = decode_outputs(answer.content_type, answer.body)
+            tensors = ({name: TensorData.from_numpy(array) for name, array in record.items()} for record in records)
+            part = await in_slices(tensors)
+            kinds.append(kind)
+            outputs += part
+            metrics.append(numbers)
+            counts.append(len(part))
     except ValueError as error:
         raise ProtocolError(f"a result of forward or forward_backward cannot be read: {error}") from error
     return ForwardBackwardOutput(
-        loss_fn_output_type=parts[0][0],
-        loss_fn_outputs=[
-            {name: TensorData.from_numpy(array) for name, array in record.items()}
-            for part_records in records
-            for record in part_records
-        ],
-        metrics=merge_metrics(
-            [metrics for _, metrics, _ in parts],
-            weights=[len(part_records) for part_records in records],
-        ),
+        loss_fn_output_type=kinds[0], loss_fn_outputs=outputs, metrics=merge_metrics(metrics, weights=counts)
     )
