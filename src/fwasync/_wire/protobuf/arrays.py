@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, cast
 
 import numpy as np
@@ -54,7 +55,12 @@ def tensor(array: Array) -> list[bytes | memoryview]:
     """The fields of a dense `Tensor`, in parts: the numbers are not copied."""
     is_float = array.dtype.kind == "f"
     numbers = enclosed(1, [buffer(array, "<f4" if is_float else "<i8")])
-    return [*numbers, integer(3, FLOAT32 if is_float else INT64) + packed(4, array.shape)]
+    return [*numbers, _form(FLOAT32 if is_float else INT64, array.shape)]
+
+
+@functools.lru_cache  # most tensors of a batch have the same few shapes
+def _form(dtype: int, shape: tuple[int, ...]) -> bytes:
+    return integer(3, dtype) + packed(4, shape)
 
 
 def read_tensor(data: memoryview) -> Array:
