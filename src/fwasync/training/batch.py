@@ -115,11 +115,16 @@ async def read_result(answer: Answer) -> ForwardBackwardOutput:
     """
     from tinker.types import ForwardBackwardOutput, TensorData
 
+    kind, metrics = "", dict[str, float]()
+
+    def records() -> Iterator[dict[str, TensorData]]:
+        nonlocal kind, metrics
+        kind, metrics, decoded = decode_outputs(answer.content_type, answer.body)  # a millisecond for a megabyte
+        for record in decoded:
+            yield {name: TensorData.from_numpy(array) for name, array in record.items()}
+
     try:
-        kind, metrics, records = decode_outputs(answer.content_type, answer.body)
-        outputs = await in_slices(
-            {name: TensorData.from_numpy(array) for name, array in record.items()} for record in records
-        )
+        outputs = await in_slices(records())
     except ValueError as error:
         raise ProtocolError(f"a result of forward or forward_backward cannot be read: {error}") from error
     return ForwardBackwardOutput(loss_fn_output_type=kind, loss_fn_outputs=outputs, metrics=metrics)
