@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import ssl
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -120,7 +119,6 @@ async def raw_server(
 
 def open_sockets() -> int:
     """How many this process has, where the system tells."""
-    gc.collect()
     if sys.platform != "linux":
         return 0
     count = 0

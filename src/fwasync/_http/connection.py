@@ -38,8 +38,12 @@ class Keeper(Protocol):
         """The connection may carry another exchange, if it comes within so many seconds."""
         ...
 
-    def gone(self, connection: Connection) -> None:
-        """The connection is of no use any more. It may be told more than once."""
+    def useless(self, connection: Connection) -> None:
+        """The connection carries no other exchange. It may be told more than once."""
+        ...
+
+    def closed(self, connection: Connection) -> None:
+        """The socket is closed."""
         ...
 
 
@@ -252,7 +256,7 @@ class Connection(asyncio.Protocol):
 
     def _part(self, failure: Exception) -> None:
         incoming, self._incoming = self._incoming, None
-        self._keeper.gone(self)
+        self._keeper.useless(self)
         if incoming is not None:
             incoming.fail(failure)
 
@@ -265,6 +269,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost(exc)
+        self._keeper.closed(self)
         self._transport = None
         del self._parser  # it holds us
 

@@ -26,6 +26,7 @@ from fwasync.errors import ClosedError
 __all__ = ("Pool",)
 
 _SURELY_OPEN_S = 1.0  # no service closes an idle connection sooner
+_MOST_TURNS = 20  # of the loop, in which sockets are closed
 
 
 class Pool:
@@ -43,6 +44,7 @@ class Pool:
         self._heads = heads
         self._tls = tls
         self._dialer = Dialer(host, port)
+        self._connecting: set[anyio.CancelScope] = set()
         self._open: set[Connection] = set()
         self._idle: dict[Connection, float] = {}  # since when; the newest is last
         self._sweeping: asyncio.TimerHandle | None = None
@@ -58,20 +60,24 @@ class Pool:
         return incoming
 
     async def aclose(self) -> None:
-        """Close all sockets."""
+        """Close all sockets, also those that are being connected. What takes no waiting is not waited for."""
         self._is_closed = True
         if self._sweeping is not None:
             self._sweeping.cancel()
             self._sweeping = None
+        for scope in self._connecting:
+            scope.cancel()
         for connection in tuple(self._open):
             connection.abort()
-        await asyncio.sleep(0)  # the loop's turn, in which sockets are closed
+        for _ in range(_MOST_TURNS):
+            if not (self._open or self._connecting):
+                return
+            await asyncio.sleep(0)
 
     # -- a connection
 
     def _reused(self) -> Connection | None:
-        if self._is_closed:
-            raise ClosedError(f"the connections to {self._host} are closed")
+        self._require_open()
         if not self._idle:
             return None
         now = asyncio.get_running_loop().time()
@@ -84,12 +90,16 @@ class Pool:
 
     async def _connect(self, deadline: float) -> Connection:
         where = f"{self._host}:{self._port}"
+        scope = anyio.CancelScope(deadline=deadline)
+        self._connecting.add(scope)
         try:
-            with anyio.CancelScope(deadline=deadline) as scope:
+            with scope:
                 return await self._connected()
         except (OSError, UnicodeError) as error:  # a name may be none
             raise Unanswered(f"cannot connect to {where}: {error or type(error).__name__}", connected=False) from error
-        assert scope.cancelled_caught
+        finally:
+            self._connecting.discard(scope)
+        self._require_open()
         raise Unanswered(f"no connection to {where} in time", connected=False)
 
     async def _connected(self) -> Connection:
@@ -105,13 +115,16 @@ class Pool:
                 if secure is None:
                     raise OSError("the connection was closed in the TLS handshake")
                 connection.connection_made(secure)
+            self._require_open()
         except BaseException:
             connection.abort()
+            self._open.discard(connection)
             raise
-        if self._is_closed:
-            connection.abort()
-            raise ClosedError(f"the connections to {self._host} are closed")
         return connection
+
+    def _require_open(self) -> None:
+        if self._is_closed:
+            raise ClosedError(f"the connections to {self._host} are closed")
 
     # -- what connections tell
 
@@ -124,9 +137,12 @@ class Pool:
         if self._sweeping is None:
             self._sweeping = loop.call_at(connection.expires, self._sweep)
 
-    def gone(self, connection: Connection) -> None:
-        """Forget a connection."""
+    def useless(self, connection: Connection) -> None:
+        """Keep a connection no longer."""
         self._idle.pop(connection, None)
+
+    def closed(self, connection: Connection) -> None:
+        """Forget a connection."""
         self._open.discard(connection)
 
     def _sweep(self) -> None:

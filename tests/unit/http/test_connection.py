@@ -55,13 +55,16 @@ class Kept:
 
     def __init__(self) -> None:
         self.kept: list[float] = []
-        self.is_gone = False
+        self.is_useless = self.is_closed = False
 
     def idle(self, connection: Connection, for_s: float) -> None:
         self.kept.append(for_s)
 
-    def gone(self, connection: Connection) -> None:
-        self.is_gone = True
+    def useless(self, connection: Connection) -> None:
+        self.is_useless = True
+
+    def closed(self, connection: Connection) -> None:
+        self.is_closed = True
 
 
 class Line:
@@ -230,7 +233,7 @@ def test_more_than_an_answer_ends_the_connection_but_not_the_answer(more: bytes)
 def test_what_nobody_asked_for_ends_the_connection() -> None:
     line, _, _ = answered(OK)
     line.connection.data_received(OK)
-    assert line.wire.is_aborted and line.keeper.is_gone
+    assert line.wire.is_aborted and line.keeper.is_useless
 
 
 def test_one_exchange_after_another() -> None:
@@ -351,7 +354,7 @@ def test_what_comes_too_late_is_not_waited_for(sent: bytes) -> None:
         with pytest.raises(TimeoutError):
             await line.exchange(line.gets(sent) if sent else lambda: None, timeout=7)
         assert asyncio.get_running_loop().time() == 7
-        assert line.wire.is_aborted and line.keeper.is_gone
+        assert line.wire.is_aborted and line.keeper.is_useless
 
     run(test)
 
