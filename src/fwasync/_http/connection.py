@@ -6,26 +6,24 @@ whole they part, and the connection goes back to its keeper or is closed, whatev
 Invariants
     * Only a connection whose exchange has ended on both sides is used again: all of the request is out, all of the
       answer is in, and nothing more.
-    * Neither side buffers more than about a write or a read: a slow reader slows the sender down, here as there.
-    * There is one place where a task waits; whatever ends the waiting early closes the connection.
+    * It has no task. Its one timer ends with it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import re
-from collections.abc import Iterator
 from typing import Any, Final, Protocol, cast
 
 import httptools
 
-from fwasync._http.carrier import WRITE_SIZE, Body, Unanswered
-from fwasync._http.inflate import Inflater, inflater
+from fwasync._http.carrier import Unanswered
+from fwasync._http.incoming import Incoming, malformed
 
-__all__ = ("Connection", "Incoming", "Keeper")
+__all__ = ("Connection", "Keeper")
 
 _READ_SIZE = 64 * 1024
-_MOST_UNREAD = 256 * 1024
 _LONGEST_HEAD = 256 * 1024
 _KEEP_ALIVE_S = 30.0
 _KEEP_ALIVE_HINT: Final = re.compile(r"timeout=(\d{1,6})", re.I).search
@@ -47,158 +45,6 @@ class Keeper(Protocol):
         ...
 
 
-class Incoming:
-    """The answer to one request, as it comes in; a `carrier.Reply` as soon as its head is there."""
-
-    __slots__ = (
-        "_connection",
-        "_failure",
-        "_inflated",
-        "_inflater",
-        "_pieces",
-        "_unread",
-        "_waiter",
-        "ended",
-        "headers",
-        "status",
-    )
-
-    def __init__(self, connection: Connection) -> None:
-        self.status = 0
-        self.headers: dict[str, str] = {}
-        self.ended = False
-        self._connection = connection
-        self._failure: Exception | None = None
-        self._pieces: list[bytes] = []
-        self._unread = 0
-        self._inflater: Inflater | None = None
-        self._inflated: Iterator[bytes] | None = None
-        self._waiter: asyncio.Future[None] | None = None
-
-    # -- for who sent the request
-
-    async def send(self, head: bytes, body: Body, size: int, deadline: float) -> None:
-        """Write the request, and wait until the head of the answer has come; that may be before all is written."""
-        try:
-            if size <= WRITE_SIZE:
-                self._connection.write(b"".join((head, *body)))
-                self._connection.is_sent = True
-            else:
-                await self._send_large(head, body, deadline)
-            while not self.status:
-                await self._change(deadline)
-            coding = self.headers.get("content-encoding")
-            if coding is not None:
-                self._inflater = inflater(coding)
-        except ValueError as error:
-            self.close()
-            raise _malformed(error) from None
-        except BaseException:
-            self.close()
-            raise
-
-    async def _send_large(self, head: bytes, body: Body, deadline: float) -> None:
-        connection = self._connection
-        connection.write(head)
-        for piece in _writes(body):
-            while connection.is_full and not self.status:
-                await self._change(deadline)
-            await asyncio.sleep(0)  # what has come is read, and others have their turn, before the next write
-            if self.status or self._failure is not None:
-                return
-            connection.write(piece)
-        connection.is_sent = True
-
-    async def read(self, deadline: float) -> bytes:
-        """What is left of the body; see `carrier.Reply`."""
-        if self.ended and self._inflater is None and self._failure is None:
-            return self._taken()
-        pieces: list[bytes] = []
-        while (piece := await self.piece(deadline)) is not None:
-            pieces.append(piece)
-        return b"".join(pieces)
-
-    async def piece(self, deadline: float) -> bytes | None:
-        """The next piece of the body, or `None` at its end; see `carrier.Reply`."""
-        try:
-            while True:
-                if self._inflated is not None:
-                    if (piece := next(self._inflated, None)) is not None:
-                        return piece
-                    self._inflated = None
-                elif self._pieces:
-                    if self._inflater is None:
-                        return self._taken()
-                    self._inflated = self._inflater.pieces(self._taken())
-                    await asyncio.sleep(0)  # inflating takes its time, and others have their turn
-                elif self.ended:
-                    if self._inflater is not None:
-                        self._inflater.end()
-                    return None
-                else:
-                    await self._change(deadline)
-        except ValueError as error:
-            self.close()
-            raise _malformed(error) from None
-        except BaseException:
-            self.close()
-            raise
-
-    async def aclose(self) -> None:
-        """Close the request, if its answer has not come to its end."""
-        self.close()
-
-    def close(self) -> None:
-        """The same, for who cannot wait."""
-        if not self.ended:
-            self._connection.abort()
-
-    async def _change(self, deadline: float) -> None:
-        """Wait until something has happened; raise what makes it useless to wait on."""
-        if self._failure is None:
-            loop = asyncio.get_running_loop()
-            waiter = self._waiter = loop.create_future()
-            timer = loop.call_at(deadline, self._late)
-            try:
-                await waiter
-            finally:
-                timer.cancel()
-                self._waiter = None
-        if self._failure is not None and not self.ended:
-            raise self._failure
-
-    def _late(self) -> None:
-        self.fail(TimeoutError())
-
-    def _taken(self) -> bytes:
-        pieces = self._pieces
-        taken = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        pieces.clear()
-        self._unread = 0
-        if not self.ended:
-            self._connection.go_on()
-        return taken
-
-    # -- for the connection
-
-    def add(self, data: bytes) -> bool:
-        """A piece of the body has come; whether that is enough for now."""
-        self._pieces.append(data)
-        self._unread += len(data)
-        return self._unread > _MOST_UNREAD
-
-    def wake(self) -> None:
-        """Something has happened."""
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    def fail(self, failure: Exception) -> None:
-        """Nothing more will come."""
-        if self._failure is None and not self.ended:
-            self._failure = failure
-            self.wake()
-
-
 class Connection(asyncio.Protocol):
     """One connection, that is lent to one exchange after another.
 
@@ -216,6 +62,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._incoming: Incoming | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._answers_head = False  # to a HEAD, which has no body whatever it says
         self._is_interim = False
         self._is_whole = False
@@ -241,6 +88,27 @@ class Connection(asyncio.Protocol):
         if self._is_paused and self._transport is not None:
             self._is_paused = False
             self._transport.resume_reading()
+
+    def watch(self, deadline: float) -> None:
+        """Look at the deadline of the exchange not later than this.
+
+        One timer serves many exchanges: it is left to run, and set anew when it finds that it came too early. A timer
+        for each would cost a tenth of all that a request costs.
+        """
+        if self._timer is not None:
+            if self._timer.when() <= deadline:
+                return
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_at(deadline, self._due, deadline)
+
+    def _due(self, when: float) -> None:
+        self._timer = None
+        if self._incoming is None:
+            return
+        if self._incoming.deadline <= when:
+            self._incoming.fail(TimeoutError())
+        elif self._incoming.deadline < math.inf:
+            self.watch(self._incoming.deadline)
 
     def abort(self) -> None:
         """Close the socket now, and tell who waits."""
@@ -270,6 +138,9 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost(exc)
         self._keeper.closed(self)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         self._transport = None
         del self._parser  # it holds us
 
@@ -296,7 +167,7 @@ class Connection(asyncio.Protocol):
         except httptools.HttpParserError as error:
             self._is_reusable = False
             if not self._is_whole:
-                self._part(_malformed(error.__context__ or error))
+                self._part(malformed(error.__context__ or error))
                 self.abort()
                 return
         if self._is_whole:
@@ -304,7 +175,7 @@ class Connection(asyncio.Protocol):
         elif not incoming.status:
             self._head_size += len(data)
             if self._head_size > _LONGEST_HEAD:
-                self._part(_malformed(ValueError("its head is too long")))
+                self._part(malformed(ValueError("its head is too long")))
                 self.abort()
             return
         incoming.wake()
@@ -386,31 +257,7 @@ class Connection(asyncio.Protocol):
             self._is_reusable = self._parser.should_keep_alive()
 
 
-def _writes(body: Body) -> Iterator[bytes | memoryview]:
-    """A body in writes of moderate size; what is larger is cut, not copied."""
-    pending: list[bytes] = []
-    size = 0
-    for piece in body:
-        if size and size + len(piece) > WRITE_SIZE:
-            yield b"".join(pending)
-            pending.clear()
-            size = 0
-        if len(piece) > WRITE_SIZE:
-            view = memoryview(piece)
-            for start in range(0, len(piece), WRITE_SIZE):
-                yield view[start : start + WRITE_SIZE]
-        else:
-            pending.append(piece)
-            size += len(piece)
-    if size:
-        yield b"".join(pending)
-
-
 def _keep_alive(hint: str | None) -> float:
     """How long a connection may be idle: a second less than the service says that it waits."""
     told = None if hint is None else _KEEP_ALIVE_HINT(hint)
     return _KEEP_ALIVE_S if told is None else min(_KEEP_ALIVE_S, int(told[1]) - 1.0)
-
-
-def _malformed(error: BaseException) -> Unanswered:
-    return Unanswered(f"the answer is malformed: {error or type(error).__name__}", connected=True)

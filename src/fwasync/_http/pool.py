@@ -18,9 +18,10 @@ from collections.abc import Mapping
 import anyio
 
 from fwasync._http.carrier import Body, Unanswered
-from fwasync._http.connection import Connection, Incoming
+from fwasync._http.connection import Connection
 from fwasync._http.dial import Dialer
 from fwasync._http.heads import Heads
+from fwasync._http.incoming import Incoming
 from fwasync.errors import ClosedError
 
 __all__ = ("Pool",)

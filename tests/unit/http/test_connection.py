@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fwasync._http.carrier import WRITE_SIZE, Body, Unanswered
-from fwasync._http.connection import Connection, Incoming
+from fwasync._http.connection import Connection
+from fwasync._http.incoming import Incoming
 from fwasync.testing import VirtualClockLoop
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -355,6 +356,44 @@ def test_what_comes_too_late_is_not_waited_for(sent: bytes) -> None:
             await line.exchange(line.gets(sent) if sent else lambda: None, timeout=7)
         assert asyncio.get_running_loop().time() == 7
         assert line.wire.is_aborted and line.keeper.is_useless
+
+    run(test)
+
+
+def test_each_exchange_has_its_own_deadline() -> None:
+    """The next one has begun before who waited for the first has had its turn."""
+
+    async def test() -> None:
+        line, loop = Line(), asyncio.get_running_loop()
+        tasks: list[asyncio.Task[None]] = []
+
+        async def following() -> None:
+            with pytest.raises(TimeoutError):
+                await line.exchange(lambda: None, timeout=5)
+
+        def incoming() -> None:
+            tasks.append(loop.create_task(following()))
+            line.gets(OK)()
+
+        assert (await line.exchange(incoming, timeout=100))[1] == b"ok"
+        assert line.connection._incoming is not None, "the next one has begun"
+        await tasks[0]
+        assert loop.time() == 5
+
+    run(test)
+
+
+@pytest.mark.parametrize("timeouts", [(3, 100, 7), (100, 3, 7), (50, 50, 50)])
+def test_one_timer_serves_all_exchanges(timeouts: tuple[int, ...]) -> None:
+    async def test() -> None:
+        line, loop = Line(), asyncio.get_running_loop()
+        for timeout in timeouts[:-1]:
+            await line.exchange(line.gets(OK), timeout=timeout)
+        with pytest.raises(TimeoutError):
+            await line.exchange(lambda: None, timeout=timeouts[-1])
+        assert loop.time() == timeouts[-1]
+        line.connection.connection_lost(None)
+        assert line.connection._timer is None
 
     run(test)
 

