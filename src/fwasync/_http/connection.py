@@ -62,6 +62,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._incoming: Incoming | None = None
+        self._spoilt: Exception | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._answers_head = False  # to a HEAD, which has no body whatever it says
         self._is_interim = False
@@ -76,6 +77,8 @@ class Connection(asyncio.Protocol):
         self._answers_head = answers_head
         self._head_size = 0
         self._incoming = Incoming(self)
+        if self._spoilt is not None:
+            self._incoming.fail(self._spoilt)
         return self._incoming
 
     def write(self, data: bytes | memoryview) -> None:
@@ -124,6 +127,7 @@ class Connection(asyncio.Protocol):
 
     def _part(self, failure: Exception) -> None:
         incoming, self._incoming = self._incoming, None
+        self._spoilt = self._spoilt or failure
         self._keeper.useless(self)
         if incoming is not None:
             incoming.fail(failure)
@@ -159,7 +163,8 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         incoming = self._incoming
-        if incoming is None:  # nobody asked
+        if incoming is None:
+            self._part(malformed(ValueError("it came before it was asked for")))
             self.abort()
             return
         try:

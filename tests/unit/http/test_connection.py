@@ -237,6 +237,20 @@ def test_what_nobody_asked_for_ends_the_connection() -> None:
     assert line.wire.is_aborted and line.keeper.is_useless
 
 
+@pytest.mark.parametrize("is_lost", [True, False])
+def test_what_comes_before_it_is_asked_for_is_no_answer(is_lost: bool) -> None:
+    async def test() -> None:
+        line = Line()
+        line.connection.data_received(OK)
+        if is_lost:
+            line.connection.connection_lost(None)
+        line.wire.is_aborted = False  # a transport takes what is written, and drops it
+        with pytest.raises(Unanswered, match="came before it was asked for"):
+            await line.exchange(lambda: None)
+
+    run(test)
+
+
 def test_one_exchange_after_another() -> None:
     async def test() -> None:
         line = Line()

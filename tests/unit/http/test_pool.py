@@ -226,6 +226,16 @@ class TestConnecting:
             assert not e.value.connected
             await none_open(http)
 
+    async def test_who_speaks_first_is_no_http_service(self) -> None:
+        async def banner(peer: Peer) -> None:
+            await peer.send(b"220 mail.test ESMTP\r\n")
+            await peer.until_gone()
+
+        async with raw_server(banner) as server, Http(server.url, "key") as http:
+            for _ in range(5):
+                with pytest.raises(Unanswered, match="malformed"):
+                    await get(http)
+
 
 class TestAnswers:
     @pytest.mark.parametrize(
