@@ -11,7 +11,7 @@ from typing import Protocol
 
 from fwasync.errors import TransportError
 
-__all__ = ("WRITE_SIZE", "Body", "Carrier", "Reply", "Unanswered")
+__all__ = ("WRITE_SIZE", "Body", "Carrier", "Reply", "Unanswered", "joined")
 
 Body = Sequence[bytes]
 """A request's body in pieces. It is kept whole until the request is answered, so that it can be sent
@@ -90,3 +90,11 @@ class Carrier(Protocol):
     async def aclose(self) -> None:
         """Close all connections, without waiting for the other side."""
         ...
+
+
+async def joined(reply: Reply, deadline: float) -> bytes:
+    """All pieces of an answer that are still to come; fails as they do."""
+    pieces: list[bytes] = []
+    while (piece := await reply.piece(deadline)) is not None:
+        pieces.append(piece)
+    return b"".join(pieces)

@@ -9,7 +9,7 @@ import aiohttp
 import anyio
 import httpx
 
-from fwasync._http.carrier import WRITE_SIZE, Body, Unanswered
+from fwasync._http.carrier import WRITE_SIZE, Body, Unanswered, joined
 from fwasync._http.heads import header_lines
 
 __all__ = ("HttpxCarrier",)
@@ -71,10 +71,7 @@ class HttpxReply:
 
     async def read(self, deadline: float) -> bytes:
         """What is left of the body; see `carrier.Reply`."""
-        pieces: list[bytes] = []
-        while (piece := await self.piece(deadline)) is not None:
-            pieces.append(piece)
-        return b"".join(pieces)
+        return await joined(self, deadline)
 
     async def piece(self, deadline: float) -> bytes | None:
         """The next piece of the body, or `None` at its end; see `carrier.Reply`."""

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from fwasync._http.carrier import WRITE_SIZE, Body, Unanswered
+from fwasync._http.carrier import WRITE_SIZE, Body, Unanswered, joined
 from fwasync._http.inflate import Inflater, inflater
 
 if TYPE_CHECKING:
@@ -98,10 +98,7 @@ class Incoming:
         """What is left of the body; see `carrier.Reply`."""
         if self.ended and self._inflater is None and self._failure is None:
             return self._taken()
-        pieces: list[bytes] = []
-        while (piece := await self.piece(deadline)) is not None:
-            pieces.append(piece)
-        return b"".join(pieces)
+        return await joined(self, deadline)
 
     async def piece(self, deadline: float) -> bytes | None:
         """The next piece of the body, or `None` at its end; see `carrier.Reply`."""
