@@ -15,6 +15,7 @@ import pytest
 
 from adversity.test_interruption_sweep import steps, sweep
 from fwasync._http.client import Http, Streamed, Unanswered
+from fwasync._http.pool import Pool
 from fwasync._http.transport import default_transport
 from fwasync.errors import ClosedError
 from support.raw_server import TLS, Peer, RawServer, open_sockets, raw_server
@@ -102,6 +103,8 @@ async def test_cancelled_at_every_step(
             with suppress(asyncio.CancelledError):
                 await task
             assert not (struck and native) or task.cancelled(), "the cancellation is lost"
+            if isinstance(http._carrier, Pool):
+                assert all(each._incoming is None for each in http._carrier._open), "the request goes on"
             async with anyio.create_task_group() as group:
                 for n in range(3):
                     group.start_soon(asked, http, b"after%d" % n)
