@@ -63,7 +63,7 @@ HEAVY = (
         ("import fwasync.cli", set[str]()),
         (
             "from fwasync import AsyncServiceClient, AsyncTrainingClient, AsyncSamplingClient",
-            {"aiohttp", "anyio", "httpx", "msgspec", "numpy", "rich"},  # httpx brings rich where it is installed,
+            {"anyio", "httpx", "msgspec", "numpy", "rich"},  # httpx brings rich where it is installed,
         ),
         ("import fwasync.losses", {"anyio", "numpy", "pydantic"}),  # torch comes when a loss is computed
     ],

@@ -1,38 +1,33 @@
 """One service, one API key: requests with retries, and typed errors for all that can go wrong.
 
-The transport under the httpx API is aiohttp's: httpx's own connection pool stays dead after requests that
-were cancelled while they waited for a connection, and cancellation is what this library promises. There is no
-limit on connections here; who sends many requests limits them before they get here.
+What carries them is chosen in `transport`. There is no limit on connections here; who sends many requests limits them
+before they get here.
 """
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
-import aiohttp
 import anyio
 import httpx
 
+from fwasync._http.carrier import Body, Reply, Unanswered
 from fwasync._http.faults import fault_text, refusal, request_id_of
 from fwasync._http.retry import RETRYABLE_STATUSES, RetryPolicy, retry_after
-from fwasync._http.transport import Transport, default_transport
+from fwasync._http.transport import Transport, carrier_for
 from fwasync._version import __version__
-from fwasync.errors import RetryBudgetExhaustedError, ServiceUnreachableError, TransportError, UsageError
+from fwasync.errors import RetryBudgetExhaustedError, ServiceUnreachableError, UsageError
 
 __all__ = ("Answer", "Body", "Http", "Streamed", "Unanswered", "service_url")
 
-Body = Sequence[bytes]
-"""A request's body in pieces. It is kept whole until the request is answered, so that it can be sent
-again."""
-
-_WRITE_SIZE = 256 * 1024
 _ATTEMPT_TIMEOUT_S = 60.0
 _JSON = "application/json"
 _SLOWEST_UPLOAD = 50_000  # bytes a second
@@ -58,14 +53,6 @@ class Streamed:
 
     headers: Mapping[str, str]
     pieces: AsyncIterator[bytes]
-
-
-class Unanswered(TransportError):
-    """One attempt got no answer. `connected` is false if it cannot have reached the service."""
-
-    def __init__(self, message: str, *, connected: bool) -> None:
-        super().__init__(message)
-        self.connected = connected
 
 
 def service_url(base_url: str) -> str:
@@ -111,19 +98,16 @@ class Http:
         bearer: bool = False,
     ) -> None:
         self.base_url = service_url(base_url)
-        self._root = self.base_url + prefix
         self.retry = retry or RetryPolicy()
         self._secret = api_key
-        self._client = httpx.AsyncClient(
-            transport=transport or default_transport(self.base_url),
-            timeout=None,  # time-outs are cancel scopes, see `attempt`
-            headers={
-                "User-Agent": f"fwasync/{__version__}",
-                "X-API-Key": api_key,
-                "X-Tinker-Sampling-Backpressure": "1",
-            }
-            | ({"Authorization": f"Bearer {api_key}"} if bearer else {}),
-        )
+        headers = {
+            "user-agent": f"fwasync/{__version__}",
+            "x-api-key": api_key,
+            "x-tinker-sampling-backpressure": "1",
+        }
+        if bearer:
+            headers["authorization"] = f"Bearer {api_key}"
+        self._carrier = carrier_for(self.base_url + prefix, headers, transport, self._safe)
 
     def __repr__(self) -> str:
         return f"<Http {self.base_url}>"
@@ -135,7 +119,7 @@ class Http:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         with anyio.CancelScope(shield=True):  # closing sockets takes no waiting, and must happen
-            await self._client.aclose()
+            await self._carrier.aclose()
 
     def error_text(self, answer: Answer) -> str:
         """What the body of a refusal says, safe to show."""
@@ -174,12 +158,16 @@ class Http:
 
         **Cancellation:** the connection is closed; whether the service acted is unknown.
         """
-        request = self._request(method, path, body, {"Accept": accept, "Content-Type": content_type}, headers)
+        allowed = timeout + sum(map(len, body)) / _SLOWEST_UPLOAD
+        deadline = asyncio.get_running_loop().time() + allowed
+        own = _headers(accept, content_type, headers)
         if idempotency_key is not None:
-            request.headers["X-Idempotency-Key"] = idempotency_key
-        with self._answered_within(timeout + sum(map(len, body)) / _SLOWEST_UPLOAD):
-            response = await self._client.send(request)
-        return _answer(response, response.content)
+            own["x-idempotency-key"] = idempotency_key
+        try:
+            reply = await self._carrier.send(method, path, own, body, deadline)
+            return _answer(reply, await reply.read(deadline))
+        except TimeoutError:
+            raise _late(allowed) from None
 
     @asynccontextmanager
     async def stream(
@@ -190,54 +178,23 @@ class Http:
         `timeout` is for the headers, and again for each piece of the body; the rest is as for `attempt`. When the block
         is left, the request is closed, whether its answer was read or not.
         """
-        request = self._request(method, path, body, {"Accept": accept, "Content-Type": _JSON}, headers)
-        with self._answered_within(timeout):
-            response = await self._client.send(request, stream=True)
+        clock = asyncio.get_running_loop().time
+        own = _headers(accept, _JSON, headers)
         try:
-            if response.is_success:
-                yield Streamed(response.headers, self._pieces(response, timeout))
-            else:
-                with self._answered_within(timeout):
-                    content = await response.aread()
-                yield _answer(response, content)
-        finally:
-            with anyio.CancelScope(shield=True):  # closing a socket takes no waiting, and must happen
-                await response.aclose()
-
-    async def _pieces(self, response: httpx.Response, timeout: float) -> AsyncGenerator[bytes]:
-        pieces = response.aiter_bytes()
-        while True:
-            try:
-                with self._answered_within(timeout):
-                    piece = await anext(pieces)
-            except StopAsyncIteration:
-                return
-            yield piece
-
-    def _request(
-        self, method: str, path: str, body: Body, first: dict[str, str], more: Mapping[str, str] | None
-    ) -> httpx.Request:
-        size = sum(map(len, body))
-        return self._client.build_request(
-            method,
-            f"{self._root}/{path}",
-            content=b"".join(body) if size <= _WRITE_SIZE else _written(body),
-            headers=first | ({"Content-Length": str(size)} if body else {}) | dict(more or {}),
-        )
-
-    @contextmanager
-    def _answered_within(self, timeout: float) -> Generator[None]:
-        try:
-            with anyio.fail_after(timeout):
-                yield
+            reply = await self._carrier.send(method, path, own, body, clock() + timeout)
         except TimeoutError:
-            raise Unanswered(f"no answer within {timeout:g} s", connected=True) from None
-        except httpx.HTTPError as error:
-            # The adapter reports a refused connection as a time-out; its cause tells.
-            refused = isinstance(error, httpx.ConnectError) or isinstance(error.__cause__, aiohttp.ClientConnectorError)
-            raise Unanswered(self._safe(error), connected=not refused) from error
-        except OSError as error:  # what a socket says before aiohttp wraps it
-            raise Unanswered(self._safe(error), connected=True) from error
+            raise _late(timeout) from None
+        try:
+            if 200 <= reply.status < 300:
+                yield Streamed(reply.headers, _pieces(reply, timeout))
+            else:
+                try:
+                    content = await reply.read(clock() + timeout)
+                except TimeoutError:
+                    raise _late(timeout) from None
+                yield _answer(reply, content)
+        finally:
+            await reply.aclose()
 
     async def call(
         self,
@@ -329,23 +286,28 @@ class Http:
         return text.replace(self._secret, "***") if self._secret else text
 
 
-def _answer(response: httpx.Response, content: bytes) -> Answer:
+def _headers(accept: str, content_type: str, more: Mapping[str, str] | None) -> dict[str, str]:
+    headers = {"accept": accept, "content-type": content_type}
+    if more:
+        headers |= {name.lower(): value for name, value in more.items()}
+    return headers
+
+
+def _answer(reply: Reply, content: bytes) -> Answer:
+    headers = reply.headers
     return Answer(
-        response.status_code,
-        content,
-        response.headers.get("content-type", ""),
-        retry_after(response.headers, now=time.time()),
-        response.headers,
+        reply.status, content, headers.get("content-type", ""), retry_after(headers, now=time.time()), headers
     )
 
 
-async def _written(body: Body) -> AsyncIterator[bytes]:
-    """The body in writes of moderate size: one huge write would copy it all at once, on the loop."""
-    pending = bytearray()
-    for piece in body:
-        pending += piece
-        if len(pending) >= _WRITE_SIZE:
-            yield bytes(pending)
-            pending.clear()
-    if pending:
-        yield bytes(pending)
+async def _pieces(reply: Reply, timeout: float) -> AsyncGenerator[bytes]:
+    clock = asyncio.get_running_loop().time
+    try:
+        while (piece := await reply.piece(clock() + timeout)) is not None:
+            yield piece
+    except TimeoutError:
+        raise _late(timeout) from None
+
+
+def _late(timeout: float) -> Unanswered:
+    return Unanswered(f"no answer within {timeout:g} s", connected=True)

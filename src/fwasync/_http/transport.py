@@ -1,8 +1,8 @@
-"""What carries the requests: httpx's API over aiohttp's connections.
+"""Which transport carries the requests to a service.
 
-httpx's own connection pool stays dead after requests that were cancelled while they waited for a connection, and
-cancellation is what this library promises. There is no limit on connections here; who sends many requests limits
-them before they get here.
+Our own connections (`pool`), because httpx's pool stays dead after requests that were cancelled while they waited for
+a connection, and cancellation is what this library promises; and because requests are many, and httpx's objects cost
+more than all the rest. Through a proxy, and for files, httpx's API over aiohttp's connections.
 
 The environment counts as for httpx: `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`; `SSL_CERT_FILE` and
 `SSL_CERT_DIR` for certificates, else certifi's. This machine itself is never asked through a proxy.
@@ -12,21 +12,57 @@ from __future__ import annotations
 
 import ipaddress
 import urllib.request
+from collections.abc import Callable, Mapping
 
-import aiohttp
 import httpx
-from httpx_aiohttp import AiohttpTransport
 
-__all__ = ("Transport", "default_transport", "proxy_for")
+from fwasync._http.carrier import Carrier
+from fwasync._http.heads import Heads
+from fwasync._http.inflate import ACCEPTED
+from fwasync._http.pool import Pool
+
+__all__ = ("Transport", "carrier_for", "default_transport", "proxy_for")
 
 Transport = httpx.AsyncBaseTransport
 """Any httpx transport."""
 
 _KEEPALIVE_S = 30.0
+_PORTS = {"http": 80, "https": 443}
+_COMMON = {"accept-encoding": ACCEPTED}
+
+
+def carrier_for(
+    root: str, headers: Mapping[str, str], transport: Transport | None, safe: Callable[[Exception], str]
+) -> Carrier:
+    """What carries requests to one service. It opens nothing before its first request.
+
+    Args:
+        root: What all URLs begin with, without a slash at its end.
+        headers: Those of every request, with lower-case names.
+        transport: What is to be used instead of our own.
+        safe: Makes the text of an error that may be shown.
+
+    Raises:
+        UsageError: A header cannot be sent.
+    """
+    url = httpx.URL(root)
+    heads = Heads(url.netloc.decode("ascii"), url.raw_path.decode("ascii").rstrip("/"), {**headers, **_COMMON})
+    if transport is None and proxy_for(url) is None:
+        tls = None
+        if url.scheme == "https":
+            tls = httpx.create_ssl_context()
+            tls.set_alpn_protocols(["http/1.1"])
+        return Pool(url.raw_host.decode("ascii"), url.port or _PORTS[url.scheme], heads, tls)
+    from fwasync._http.foreign import HttpxCarrier  # aiohttp takes its time
+
+    return HttpxCarrier(root, headers, transport or default_transport(root), safe)
 
 
 def default_transport(base_url: str) -> Transport:
-    """A transport to one service. It opens nothing before its first request."""
+    """A transport of httpx to one service. It opens nothing before its first request."""
+    import aiohttp
+    from httpx_aiohttp import AiohttpTransport
+
     url = httpx.URL(base_url)
     tls = httpx.create_ssl_context() if url.scheme == "https" else True
     proxy = proxy_for(url)

@@ -1,67 +1,59 @@
-"""The transport that ships: it survives cancellation under load, and minds proxies and certificates."""
+"""The transports that ship: they survive cancellation under load, and mind proxies and certificates."""
 
 from __future__ import annotations
 
-import ssl
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from pathlib import Path
+import gc
+from typing import Any
 
 import anyio
 import anyio.lowlevel
 import httpx
 import pytest
-from anyio.abc import ByteStream, SocketAttribute
-from anyio.streams.buffered import BufferedByteReceiveStream
-from anyio.streams.tls import TLSListener
 
-from fwasync import errors
 from fwasync._http.client import Http, Unanswered
-from fwasync._http.transport import proxy_for
-
-TLS = Path(__file__).parents[2] / "support" / "tls"
-Answers = Callable[[bytes], bytes]
-
-
-@asynccontextmanager
-async def http_server(*, tls: bool = False, think_s: float = 0.0) -> AsyncIterator[tuple[int, list[bytes]]]:
-    """A server that answers everything with `ok`; its port, and the request lines that it got."""
-    lines: list[bytes] = []
-
-    async def serve(stream: ByteStream) -> None:
-        buffered = BufferedByteReceiveStream(stream)
-        try:
-            async with stream:
-                while True:
-                    head = await buffered.receive_until(b"\r\n\r\n", 65536)
-                    lines.append(head.split(b"\r\n")[0])
-                    await anyio.sleep(think_s)
-                    await stream.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-        except (anyio.EndOfStream, anyio.IncompleteRead, anyio.BrokenResourceError, ssl.SSLError):
-            return
-
-    plain = await anyio.create_tcp_listener(local_host="127.0.0.1")
-    port = plain.extra(SocketAttribute.local_port)
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(TLS / "cert.pem", TLS / "key.pem")
-    listener = TLSListener(plain, context, standard_compatible=False) if tls else plain
-    async with listener, anyio.create_task_group() as group:
-        group.start_soon(listener.serve, serve)
-        yield port, lines
-        group.cancel_scope.cancel()
+from fwasync._http.foreign import HttpxCarrier
+from fwasync._http.pool import Pool
+from fwasync._http.transport import default_transport, proxy_for
+from support.raw_server import OK, TLS, Peer, open_sockets, raw_server
 
 
-async def test_rounds_of_cancelled_requests_leave_it_alive() -> None:
-    async with http_server(think_s=0.05) as (port, _), Http(f"http://127.0.0.1:{port}", "key") as http:
-        for n in range(60):
-            async with anyio.create_task_group() as group:
-                for _ in range(30):
-                    group.start_soon(http.attempt, "GET", "x")
-                for _ in range(n):
-                    await anyio.lowlevel.checkpoint()
-                group.cancel_scope.cancel()
-        for _ in range(20):
-            assert (await http.attempt("GET", "x", timeout=5)).body == b"ok"
+async def test_our_own_is_used_unless_there_is_another_or_a_proxy(no_proxy_environment: pytest.MonkeyPatch) -> None:
+    def carrier(**options: Any) -> object:
+        return Http("http://trainer.test", "key", **options)._carrier
+
+    assert isinstance(carrier(), Pool)
+    assert isinstance(carrier(transport=httpx.MockTransport(lambda _: httpx.Response(200))), HttpxCarrier)
+    no_proxy_environment.setenv("HTTP_PROXY", "http://proxy.test")
+    assert isinstance(carrier(), HttpxCarrier)
+
+
+@pytest.mark.parametrize("transport", ["own", "own tls", "aiohttp", "aiohttp tls"])
+async def test_rounds_of_cancelled_requests_leave_it_alive(transport: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(TLS / "cert.pem"))
+    gc.collect()
+    before = open_sockets()
+
+    async def thoughtful(peer: Peer) -> None:
+        while True:
+            await peer.request()
+            await anyio.sleep(0.05)
+            await peer.send(OK)
+
+    async with raw_server(thoughtful, tls=transport.endswith("tls")) as server:
+        other = default_transport(server.url) if transport.startswith("aiohttp") else None
+        async with Http(server.url, "key", transport=other) as http:
+            for n in range(60):
+                async with anyio.create_task_group() as group:
+                    for _ in range(30):
+                        group.start_soon(http.attempt, "GET", "x")
+                    for _ in range(n):
+                        await anyio.lowlevel.checkpoint()
+                    group.cancel_scope.cancel()
+            for _ in range(20):
+                assert (await http.attempt("GET", "x", timeout=20)).body == b"ok"
+            assert server.open <= 30
+        await server.all_gone()
+    assert open_sockets() == before
 
 
 @pytest.fixture
@@ -73,11 +65,12 @@ def no_proxy_environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 async def test_the_environments_proxy_is_used(no_proxy_environment: pytest.MonkeyPatch) -> None:
-    async with http_server() as (port, lines):
-        no_proxy_environment.setenv("HTTP_PROXY", f"http://127.0.0.1:{port}")
+    async with raw_server() as server:
+        no_proxy_environment.setenv("HTTP_PROXY", server.url)
         async with Http("http://trainer.test", "key") as http:
             assert (await http.attempt("GET", "healthz")).body == b"ok"
-    assert lines == [b"GET http://trainer.test/api/v1/healthz HTTP/1.1"]
+    [head] = server.heads
+    assert head.startswith(b"GET http://trainer.test/api/v1/healthz HTTP/1.1\r\n")
 
 
 @pytest.mark.parametrize(
@@ -102,12 +95,12 @@ def test_which_proxy(
 
 
 async def test_certificates_are_checked_against_what_the_environment_trusts(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with http_server(tls=True) as (port, _):
+    async with raw_server(tls=True) as server:
         monkeypatch.delenv("SSL_CERT_FILE", raising=False)
-        async with Http(f"https://127.0.0.1:{port}", "key") as http:
+        async with Http(server.url, "key") as http:
             with pytest.raises(Unanswered, match="certificate") as e:
                 await http.attempt("GET", "x")
-            assert isinstance(e.value, errors.TransportError)
+            assert not e.value.connected
         monkeypatch.setenv("SSL_CERT_FILE", str(TLS / "cert.pem"))
-        async with Http(f"https://127.0.0.1:{port}", "key") as http:
+        async with Http(server.url, "key") as http:
             assert (await http.attempt("GET", "x")).body == b"ok"
