@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import secrets
 import time
-import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -222,8 +222,9 @@ class Http:
         **Cancellation:** as for `attempt`.
         """
         retry = retry or self.retry
-        key = f"fwasync-{uuid.uuid4()}"
-        started = anyio.current_time()
+        key = f"fwasync-{secrets.token_hex(16)}"
+        clock = asyncio.get_running_loop().time
+        started = clock()
         attempt = 0
         reached = False
         while True:
@@ -252,12 +253,12 @@ class Http:
                 on_failure(failure.status if isinstance(failure, Answer) else None, attempt - 1)
             delay = retry.delay(
                 attempt,
-                elapsed_s=anyio.current_time() - started,
+                elapsed_s=clock() - started,
                 jitter=random.random(),
                 retry_after_s=wanted,
             )
             if delay is None:
-                raise self.given_up(failure, path, attempt, anyio.current_time() - started, reached=reached)
+                raise self.given_up(failure, path, attempt, clock() - started, reached=reached)
             await anyio.sleep(delay)
 
     def refusal(self, answer: Answer, path: str) -> Exception:
