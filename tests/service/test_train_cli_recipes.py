@@ -16,6 +16,7 @@ import anyio
 import pytest
 
 from fwasync.tracking.run import open_run
+from service.conftest import SHOUTING
 
 RECIPES = ("sft", "dpo", "orpo", "rl")
 SHAPE = "accounts/fwasync/trainingShapes/qwen3-tiny"
@@ -121,8 +122,17 @@ def test_a_dry_run_finds_the_same_rows(train: Train, recipe: str, tmp_path: Path
     assert f"rows.jsonl: {rows} rows" in out
     assert re.search(told, out)
     assert re.search(r"^\d+ steps of ", out, re.M)
+    assert re.search(r"^rendering: \d compared, with the chat template's tokens$", out, re.M)
     assert out.endswith("Nothing was started or spent.\n")
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_dry_run_says_where_another_renderer_differs(train: Train, recipe: str, tmp_path: Path) -> None:
+    (tmp_path / "shouting.py").write_text(SHOUTING)
+    status, out, err = train(*settings(recipe, renderer_name="shouting.py:Shouting"), "--dry-run", recipe=recipe)
+    assert (status, err) == (0, "")
+    told = r"^WARNING: rendering: line \d, the .*: the renderer and the chat template differ; they part at token \d"
+    assert re.search(told, out, re.M)
 
 
 def test_a_dry_run_for_trainer_jobs_reads_the_rows_too(train: Train, recipe: str, tmp_path: Path) -> None:

@@ -206,11 +206,23 @@ def doctor(
     tokenizer: Annotated[
         str | None, typer.Option(help="Must be on this machine: a directory, or a name on the hub.", show_default=False)
     ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(help="A JSONL file whose rows must get the chat template's tokens.", show_default=False),
+    ] = None,
+    renderer_name: Annotated[
+        str | None,
+        typer.Option(help="What renders them, as in the recipes.", show_default="the tokenizer's chat template"),
+    ] = None,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that each look may take.")] = 20.0,
 ) -> None:
-    """Look at everything that a run needs: key, service, wire, account, tokenizer, disk."""
+    """Look at everything that a run needs: key, service, wire, account, tokenizer, rows, disk."""
     from fwasync.cli.doctor import Patient, run_doctor
     from fwasync.cli.running import execute
 
-    patient = Patient(base_url, api_key, base_model, deployment, tokenizer, timeout)
+    if (dataset or renderer_name) and not tokenizer:
+        raise typer.BadParameter("rows are compared with the chat template of a tokenizer: name it with --tokenizer")
+    if renderer_name and not dataset:
+        raise typer.BadParameter("a renderer is looked at on rows: name them with --dataset")
+    patient = Patient(base_url, api_key, base_model, deployment, tokenizer, dataset, renderer_name, timeout)
     execute(partial(run_doctor, patient), debug=context.obj)

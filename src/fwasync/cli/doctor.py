@@ -29,7 +29,8 @@ from fwasync.cli.local_service import launch_local
 from fwasync.cli.where import LOCAL_MODEL
 from fwasync.data.chat import ChatTokenizer
 from fwasync.data.jsonl import Message
-from fwasync.errors import FwasyncError, NotFoundError, ProtocolError
+from fwasync.data.parity import compare_rows
+from fwasync.errors import FwasyncError, NotFoundError, ProtocolError, UsageError
 from fwasync.sampling.attempts import AttemptPolicy
 
 __all__ = ("Patient", "run_doctor")
@@ -48,6 +49,8 @@ class Patient:
     base_model: str | None = None
     deployment: str | None = None
     tokenizer: str | None = None
+    dataset: str | None = None
+    renderer: str | None = None
     timeout: float = 20.0
 
 
@@ -131,7 +134,8 @@ async def _service(findings: _Findings, patient: Patient, url: str) -> None:
         await findings.look("wire", checkup.wire)
         await findings.look("latency", checkup.latency)
     await findings.look("account", partial(checkup.account, trains=trains))
-    await findings.look("tokenizer", checkup.tokenizer)
+    if await findings.look("tokenizer", checkup.tokenizer):
+        await findings.look("rendering", checkup.rendering)
     await findings.look("sample", checkup.sample)
 
 
@@ -161,6 +165,7 @@ class _Checkup:
         self._patient, self._url, self._key = patient, url, key
         self._retry = RetryPolicy(budget_s=patient.timeout / 2)
         self._account = ""
+        self._tokenizer: ChatTokenizer | None = None
 
     async def trainer(self) -> str:
         try:
@@ -215,8 +220,20 @@ class _Checkup:
         if name is None:
             raise _Skipped("none is named (--tokenizer)")
         tokenizer = await anyio.to_thread.run_sync(ChatTokenizer.load, name, abandon_on_cancel=True)
+        self._tokenizer = tokenizer
         count = len(tokenizer.render([Message("user", "Hello")], add_generation_prompt=True))
         return f"{name} is on this machine: a greeting has {count} tokens"
+
+    async def rendering(self) -> str:
+        """Whether what renders the rows makes the chat template's tokens of them."""
+        patient = self._patient
+        if patient.dataset is None:
+            raise _Skipped("no rows are named (--dataset)")
+        assert self._tokenizer is not None, "it was looked at before"
+        parity = await compare_rows(patient.dataset, self._tokenizer, renderer=patient.renderer)
+        if not parity.is_expected:
+            raise UsageError(f"{patient.dataset}, {parity}")
+        return f"{patient.dataset}{', ' if parity.failure else ': '}{parity}"
 
     async def sample(self) -> str:
         patient = self._patient
