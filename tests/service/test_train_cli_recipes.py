@@ -162,6 +162,31 @@ def test_faulty_rows(refused: Refused, recipe: str, options: tuple[str, ...], tm
     refused(*settings(recipe, dataset="faulty.jsonl"), *options, status=2, told=told, recipe=recipe)
 
 
+BROKEN = """\
+class Broken:
+    def __init__(self, tokenizer): ...
+
+    def render(self, messages, *, add_generation_prompt=False, tools=()):
+        raise KeyError(messages[0].role)
+
+    def supervised(self, messages, trained, *, tools=()):
+        self.render(messages)
+"""
+
+
+@pytest.mark.parametrize("options", [(), ("--dry-run",)], ids=["run", "dry run"])
+def test_a_renderer_that_raises_is_not_a_bug_of_ours(
+    refused: Refused, recipe: str, options: tuple[str, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "broken_mine.py").write_text(BROKEN)
+    given = settings(recipe, renderer_name="broken_mine.py:Broken")
+    told = (
+        r"error: renderer 'broken_mine\.py:Broken' raised KeyError: 'user' \(broken_mine\.py, line 5\)\n"
+        r"  note: the renderer was asked for line 1 of rows\.jsonl\n"
+    )
+    refused(*given, *options, status=2, told=told, recipe=recipe)
+
+
 @pytest.mark.parametrize(
     ("more", "told"),
     [

@@ -14,7 +14,7 @@ from fwasync.data.jsonl import Chat, JsonRow, Problem, read_conversation
 from fwasync.data.loading import open_lines, take_all
 from fwasync.data.messages import Fault
 from fwasync.data.preference import read_preference
-from fwasync.data.rendering import Renderer, RenderRefusal, resolve_renderer
+from fwasync.data.rendering import Renderer, RenderRefusal, rendering_line, resolve_renderer
 
 if TYPE_CHECKING:
     from fwasync.data.chat import ChatTokenizer
@@ -180,7 +180,8 @@ async def compare_rows(
         for row in rows:
             for chat in () if isinstance(row, Problem) else row:
                 try:
-                    failure = check_parity(chosen, tokenizer, [chat])
+                    with rendering_line(chat.line, lines.name):
+                        failure = check_parity(chosen, tokenizer, [chat])
                 except RenderRefusal:
                     continue
                 yield chat.line, failure
