@@ -248,10 +248,18 @@ def test_a_run_directory_in_use_or_of_another_recipe(
     tiny = {"base_model": "fwasync/qwen3-tiny", "max_steps": 1}
     assert train(*settings(recipe, **tiny), recipe=recipe, **there)[0] == 0
     other = {"sft": "dpo", "dpo": "orpo", "orpo": "dpo", "rl": "sft"}[recipe]
+    held = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
     write(tmp_path / "rows.jsonl", [row(other, str(number)) for number in range(6)])
-    status, _, err = train(*settings(other, **tiny), recipe=other, **there)
+    status, out, err = train(*settings(other, **tiny), recipe=other, **there)
     assert status == 2
     assert re.search(f"the run in run is one of {recipe}, with which {other} cannot go on", err)
+    assert "What was done so far" not in out
+    write(tmp_path / "rows.jsonl", [row(recipe, f"{number}") for number in range(4, 10)])
+    status, out, err = train(*settings(recipe, **{**tiny, "max_steps": 2, "seed": 1}), recipe=recipe, **there)
+    assert status == 2
+    assert "rows.jsonl is not what it was when run was begun" in err
+    del held[".lock"]
+    assert {name: (tmp_path / "run" / name).read_bytes() for name in held} == held
 
 
 async def _in_use(directory: Path, recipe: str) -> tuple[int, str, str]:

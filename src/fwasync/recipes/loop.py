@@ -209,7 +209,7 @@ async def open_loop(
             checkpoints = Checkpoints(
                 config, trainers, run, {DATA_KEY: rows.digest()}, timeout=config.checkpoint_timeout_s
             )
-            checkpoints.check_data(start)
+            await checkpoints.go_on(start, where, phase)
             plan = Plan.of(config, rows.usable, start)
             yield Loop(config, phase, hooks, run, runner, trainers, rows, others, start, plan, checkpoints)
 

@@ -205,7 +205,7 @@ async def open_session(
             timeout=config.checkpoint_timeout_s,
             prefix=f"{phase}-" if where.trainers else "",
         )
-        checkpoints.check_data(start)
+        await checkpoints.go_on(start, where, phase)
         served = await stack.enter_async_context(
             serve_policy(
                 trainers,
