@@ -261,13 +261,10 @@ class Loop(Generic[R]):
         """
         training = _Training(self, submit, submit_evaluation, sync, self.start.entry if self.start else None)
         steps, stopped = await training.go(StopRequest() if self.hooks.stop is None else self.hooks.stop)
-        if stopped is None:
-            await self.checkpoints.promote(training.checkpoint, self.runner)
-            await self.runner.completed()
-        else:
+        if stopped is not None:
             told = f"{stopped}: step {steps} of {self.plan.total} is done. The same log_path goes on from there."
             self.run.message(told)
-            await self.runner.stopped(stopped)
+        await self.checkpoints.end(training.checkpoint, self.runner, stopped=stopped)
         return Result(steps, self.plan.total, training.checkpoint, self.rows, stopped, self.trainers.job_id)
 
 

@@ -118,11 +118,23 @@ class Checkpoints:
         await self.run.flush()
         return await pending.finish(CheckpointLedger(self.run.log_path))
 
-    async def promote(self, entry: CheckpointEntry | None, runner: Runner) -> None:
-        """Make a model of the last checkpoint, if one is wanted.
+    async def end(self, entry: CheckpointEntry | None, runner: Runner, *, stopped: str | None) -> None:
+        """End a run: make a model of its last checkpoint, if one is wanted, and tell its runner.
+
+        Args:
+            entry: The last checkpoint; `None` if there is none.
+            runner: Is told.
+            stopped: Why it was stopped before its end; then nothing is promoted.
 
         **Cancellation:** a promotion that was begun goes on at the service.
         """
+        if stopped is not None:
+            await runner.stopped(stopped)
+            return
+        await self._promote(entry, runner)
+        await runner.completed()
+
+    async def _promote(self, entry: CheckpointEntry | None, runner: Runner) -> None:
         model_id, promoter = self.config.output_model_id, self.trainers.promoter
         if model_id is None:
             return
