@@ -66,7 +66,7 @@ class TrainerService:
         self.catalogue = Catalogue(engine, self._store)
         self.samplers = SamplingDesk(engine, self._store, self.futures, self.sessions)
         self.control = ControlPlane(root, engine, self._store, options.timing, self.end_session)
-        operations = Operations(self._store, losses, self.control.snapshots.checkpoint)
+        operations = Operations(self._store, losses, self.control.snapshots.checkpoint, self.control.models.promoted)
         self.training = TrainingDesk(engine, operations, self.futures, self.sessions, self.samplers)
         self.training.admit = self._admit
         self.completions = CompletionDesk(self.control.deployments, self.control.hot_load, self.samplers, self.futures)
