@@ -151,10 +151,12 @@ class TrainerService:
         ]
 
     def end_session(self, session_id: str, why: str) -> None:
-        """End a session: its models are unloaded, its sampling sessions closed. Unknown ids are ignored."""
+        """End a session: its models are unloaded, its sampling sessions closed, its samples stopped. Unknown ids are
+        ignored.
+        """
         self.sessions.remove(session_id)
         self.training.end_session(session_id, why)
-        for directory in self.samplers.end_session(session_id):
+        for directory in self.samplers.end_session(session_id, why):
             self.training.when_done(partial(self._store.remove, directory))
 
     async def watch_sessions(self) -> None:
