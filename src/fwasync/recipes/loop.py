@@ -70,6 +70,10 @@ class LoopConfig(RecipeConfig):
     reduction: ClassVar[Reduction]
     """What the recipe's loss is of its terms."""
 
+    not_taken: ClassVar[Mapping[str, str]] = {
+        "grad_accum": "the cookbook ignores it, so that runs with it would be others here; raise batch_size instead",
+    }
+
     renderer_name: str = Field(
         default="", description="Another renderer, as module:attribute. Empty: the tokenizer's own chat template."
     )

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from contextvars import Token
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Self
 
 import anyio
 import anyio.to_thread
@@ -35,6 +35,7 @@ from fwasync.tracking.records import Record, is_after, line_of, metric
 from fwasync.tracking.settings import config_json
 from fwasync.tracking.timers import Timings, current_timings
 from fwasync.tracking.wandb import WANDB_FILE, WandB, WandBSettings
+from fwasync.tracking.watching import Ticking, View
 
 __all__ = ("Record", "Run", "Ticking", "View", "open_run")
 
@@ -45,39 +46,6 @@ _CONFIG = "config.json"
 _OWN_FILES = (_METRICS, _CONFIG, WANDB_FILE)
 _LEAVE_S = 2.0
 _TICK_S = 0.25
-
-
-class View(Protocol):
-    """Somebody who watches a run. Called on the event loop, so every method returns at once."""
-
-    def begin(self, phase: str, total_steps: int) -> None:
-        """A phase of so many steps begins."""
-        ...
-
-    def show(self, record: Record) -> None:
-        """A step was logged."""
-        ...
-
-    def gauge(self, name: str, value: float) -> None:
-        """A live number changed, between steps."""
-        ...
-
-    def message(self, text: str) -> None:
-        """Something worth a sentence happened."""
-        ...
-
-    def close(self) -> None:
-        """The run has ended. May be called again."""
-        ...
-
-
-@runtime_checkable
-class Ticking(Protocol):
-    """A view with something that moves while nothing happens, such as a clock."""
-
-    def tick(self) -> None:
-        """Time has passed."""
-        ...
 
 
 class Run:
