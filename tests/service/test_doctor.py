@@ -105,7 +105,7 @@ async def test_what_is_not_well(
     service, found: Callable[[], Verdicts], patient: dict[str, str | None], what: str, told: str
 ) -> None:
     given = {"base_url": service.ready["base_url"], "api_key": service.key, "timeout": 10.0, **patient}
-    with pytest.raises(CommandError, match="are not well") as caught:
+    with pytest.raises(CommandError, match=r"of these (is|are) not well") as caught:
         await run_doctor(Patient(**given))  # type: ignore[arg-type]
     assert exit_status(caught.value) == 1
     verdict, said = found()[what]
@@ -163,3 +163,13 @@ async def test_a_disk_that_is_nearly_full(
     with pytest.raises(CommandError, match="1 of these"):
         await run_doctor(Patient(service.ready["base_url"], service.key))
     assert "has 5 MB left" in found()["disk"][1]
+
+
+def test_lines_fit_into_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = "a session was opened and closed; models: fwasync/qwen3-tiny, fwasync/qwen3-small"
+    assert doctor._fitted("ok    trainer API     ", told) == f"ok    trainer API     {told}"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = doctor._fitted("ok    trainer API     ", told).splitlines()
+    assert lines[0] == "ok    trainer API     a session was opened and closed; models:"
+    assert lines[1] == "                      fwasync/qwen3-tiny, fwasync/qwen3-small"

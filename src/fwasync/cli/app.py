@@ -50,7 +50,7 @@ def _options(  # pyright: ignore[reportUnusedFunction]  # typer uses it
     context.obj = debug
 
 
-@app.command()
+@app.command(short_help="Train a tiny model on this machine, in a minute.")
 def demo(
     context: typer.Context,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same run.")] = 0,
@@ -114,6 +114,8 @@ def train(
     """Train a model with a recipe, on this machine or on a service.
 
     fwasync train sft --config run.toml learning_rate=1e-4 infra.region=EU
+
+    All settings of a recipe, with their meanings: fwasync train sft --template
     """
     from fwasync.cli.running import execute
     from fwasync.cli.train import run_train, tell_template
@@ -190,7 +192,7 @@ def promote_checkpoint(
     execute(command, debug=context.obj)
 
 
-@app.command(epilog=_EPILOG)
+@app.command(epilog=_EPILOG, short_help="Look at everything that a run needs.")
 def doctor(
     context: typer.Context,
     base_url: Annotated[

@@ -10,7 +10,9 @@ import os
 import platform
 import shutil
 import statistics
+import sys
 import tempfile
+import textwrap
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -75,7 +77,7 @@ class _Findings:
         except (FwasyncError, OSError) as error:
             verdict, told = "FAIL", str(error)
         self.failed += verdict == "FAIL"
-        print(f"{verdict:<4}  {what:<14}  {' '.join(told.split())}", flush=True)
+        print(_fitted(f"{verdict:<4}  {what:<14}  ", " ".join(told.split())), flush=True)
         return verdict == "ok"
 
 
@@ -99,7 +101,16 @@ async def run_doctor(patient: Patient) -> None:
         print("No service is named (--base-url, FWASYNC_BASE_URL): looking at one on this machine.", flush=True)
         await _local(findings, patient)
     if findings.failed:
-        raise CommandError(f"{findings.failed} of these are not well")
+        raise CommandError(f"{findings.failed} of these {'is' if findings.failed == 1 else 'are'} not well")
+
+
+def _fitted(head: str, told: str) -> str:
+    """A line; on a terminal in as many as it takes, one below the other."""
+    if not sys.stdout.isatty():
+        return head + told
+    width = max(shutil.get_terminal_size().columns - len(head), 20)
+    lines = textwrap.wrap(told, width, break_long_words=False, break_on_hyphens=False)
+    return head + f"\n{' ' * len(head)}".join(lines)
 
 
 async def _local(findings: _Findings, patient: Patient) -> None:

@@ -84,8 +84,11 @@ class TrainingRows(Generic[R]):
         fits = [row is not None and row.length <= max_seq_len for row in self.rows]
         if not any(fits):
             others = f". {self.describe_dropped()}" if self.dropped else ""
+            lengths = [(row.length, line) for row, line in zip(self.rows, self.lines, strict=True) if row is not None]
+            shortest = ". The shortest has {} (line {})".format(*min(lengths)) if lengths else ""
             raise DatasetError(
-                f"{self.source}: all {sum(self.usable)} rows are longer than {max_seq_len} tokens; nothing is left"
+                f"{self.source}: all {len(lengths)} rows are longer than {max_seq_len} tokens; nothing is left"
+                + shortest
                 + others
             )
         dropped = [
