@@ -27,19 +27,19 @@ MORTAL = Path(__file__).parents[1] / "support" / "mortal_run.py"
 # Two passes of 23 rows, of which one is too long: four batches of six, and a cursor that counts it. With rewards it is
 # one pass of 23 prompts, three of them a step, as none has answers of the same reward.
 ROWS = [("x" * 90 if row == 7 else str(row), str(row * 7 % 10)) for row in range(23)]
-PASSES = {"sft": 2, "dpo": 2, "rl": 1}
+PASSES = {"sft": 2, "dpo": 2, "orpo": 2, "rl": 1}
 BATCHES = {"batch_size": 6, "epochs": 2, "pipeline_depth": 3, "lr_scheduler": {"type": "cosine", "warmup_steps": 2}}
 GROUPS = {"prompt_groups_per_step": 3, "completions_per_prompt": 2, "max_completion_tokens": 6, "kl_beta": 0}
-OWN = {"sft": BATCHES, "dpo": {**BATCHES, "ref_cache_batch_size": 4}, "rl": GROUPS}
+OWN = {"sft": BATCHES, "dpo": {**BATCHES, "ref_cache_batch_size": 4}, "orpo": BATCHES, "rl": GROUPS}
 
 
 def line(recipe: str, asked: str, answer: str) -> str:
     question = {"role": "user", "content": asked}
     rows: dict[str, Any] = {
         "sft": {"messages": [question, {"role": "assistant", "content": answer}]},
-        "dpo": {"input": asked, "preferred_output": answer, "non_preferred_output": "no"},
         "rl": {"messages": [question]},
     }
+    rows["dpo"] = rows["orpo"] = {"input": asked, "preferred_output": answer, "non_preferred_output": "no"}
     return json.dumps(rows[recipe]) + "\n"
 
 
@@ -102,7 +102,7 @@ class Runs:
         return weights, steps, (entries[-1]["step"], entries[-1]["data_consumed"])
 
 
-@pytest.fixture(scope="module", params=["sft", "dpo", "rl"])
+@pytest.fixture(scope="module", params=list(OWN))
 def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     with blocking_local_service(data_dir=tmp_path_factory.mktemp("service")) as service:
         running = Runs(service, tmp_path_factory.mktemp("runs"), request.param)
@@ -140,7 +140,7 @@ DEATHS = st.lists(CLIENT | SERVICE | st.tuples(CLIENT, SERVICE), min_size=1, max
 @example(deaths=[("client", "after", 8), ("service", "load_weights", 1), ("client", "torn", 1)], rank=0)
 @example(deaths=[(("client", "before", 14), ("service", "save_weights", 2)), ("client", "unsynced", 4)], rank=4)
 @example(deaths=[("service", "save_weights_for_sampler", 1)], rank=0)
-@settings(max_examples=8, derandomize=True, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, derandomize=True, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_run_that_is_killed_ends_as_if_it_had_not_been(
     deaths: list[Any], rank: int, runs: Runs, undisturbed: dict[int, Any]
 ) -> None:

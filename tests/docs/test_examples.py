@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import json
 import operator
+import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -77,6 +81,32 @@ def test_program(program: str, tmp_path: Path) -> None:
     if "loss" in program:
         losses = [float(number) for number in re.findall(r"loss ([\d.]+)", done.stdout)]
         assert losses[-1] < losses[0]
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="commands are for a shell")
+def test_the_commands_of_the_readme(tmp_path: Path) -> None:
+    blocks = re.findall(r"^```bash\n(.*?)^```", PAGES[0].read_text(encoding="utf-8"), re.M | re.S)
+    (commands,) = [block for block in blocks if "fwasync train" in block]
+    chat = {"messages": [{"role": "user", "content": "ping"}, {"role": "assistant", "content": "pong"}]}
+    (tmp_path / "chats.jsonl").write_text(f"{json.dumps(chat)}\n" * 8)
+    own = f'set -ex\nfwasync() {{ {shlex.quote(sys.executable)} -W error -m fwasync.cli "$@"; }}\n'
+    configured = ("FWASYNC_", "FIREWORKS_", "TINKER_")
+    done = subprocess.run(
+        ["bash", "-c", own + commands],
+        cwd=tmp_path,
+        env={name: value for name, value in os.environ.items() if not name.startswith(configured)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    dry, run = done.stdout.split("Nothing was started or spent.\n")
+    assert "chats.jsonl: 8 rows" in dry
+    assert re.search(r"^ok +sample +fwasync/qwen3-tiny gave token", run, re.M)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["chats.jsonl", "run.toml", "runs"]
+    checkpoints = (tmp_path / "runs" / "first" / "checkpoints.jsonl").read_text().splitlines()
+    assert json.loads(checkpoints[-1])["data_consumed"] == 24
 
 
 @asynccontextmanager

@@ -20,6 +20,18 @@ from fwasync.cli import main
 MODEL = "fwasync/qwen3-tiny"
 KEY = "tml-test-key"
 CHAT = {"messages": [{"role": "user", "content": "ping"}, {"role": "assistant", "content": "pong"}]}
+SHOUTING = """\
+from dataclasses import replace
+
+class Shouting:
+    def __init__(self, tokenizer):
+        self.tokenizer, self.supervised = tokenizer, tokenizer.supervised
+
+    def render(self, messages, **options):
+        loud = [replace(message, content=f"{message.content}!") for message in messages]
+        return self.tokenizer.render(loud, **options)
+"""
+"""A renderer that writes prompts differently than the chat template."""
 
 
 def datum(tokens: list[int], *, weight: float = 1.0) -> dict[str, Any]:

@@ -116,6 +116,56 @@ async def test_a_bad_custom_loss_leaves_no_gradient(
             await steps(client, BATCHES[:1])
 
 
+async def test_an_adapter_is_loaded_and_the_optimizer_starts_anew(local: LocalService) -> None:
+    async with AsyncServiceClient(local.base_url, local.api_key) as service:
+        async with service.create_training_client(MODEL, lora_rank=8) as client:
+            await steps(client, BATCHES)
+            snapshot = (await client.save_weights_for_sampler("adapter")).path
+            state = (await client.save_state("state")).path
+            trained = (await client.forward(BATCHES[0], "cross_entropy")).metrics["loss:sum"]
+        saved = []
+        for load in ("load_adapter", "load_state"):
+            async with service.create_training_client(MODEL, lora_rank=8, seed=5) as client:
+                await steps(client, BATCHES[1:2])
+                gathered = client.forward_backward(BATCHES[1], "cross_entropy")
+                await getattr(client, load)(snapshot if load == "load_adapter" else state)
+                await gathered
+                assert (await client.forward(BATCHES[0], "cross_entropy")).metrics["loss:sum"] == trained
+                with pytest.raises(errors.OperationFailedError):  # what was gathered is dropped
+                    await client.optim_step(ADAM)
+                await steps(client, BATCHES[:1])
+                saved.append(weights(local, (await client.save_state("after")).path))
+        assert saved[0] == saved[1]
+
+
+@pytest.mark.parametrize(
+    ("lora_rank", "path", "told"),
+    [
+        (4, "{adapter}", "the adapter holds a LoRA adapter of rank 8, .* this model trains a LoRA adapter of rank 4"),
+        (0, "{adapter}", "this model trains all parameters"),
+        (8, "{full}", "full holds no LoRA adapter"),
+        (8, "{state}", "there is no snapshot"),
+        (8, "accounts/local/models/never", "there is no model accounts/local/models/never that was promoted here"),
+        (8, "gs://bucket/adapter", "'gs://bucket/adapter' is no adapter of this service: give a promoted model as"),
+    ],
+)
+async def test_an_adapter_that_does_not_fit_changes_nothing(
+    local: LocalService, lora_rank: int, path: str, told: str
+) -> None:
+    async with AsyncServiceClient(local.base_url, local.api_key) as service:
+        paths: dict[str, str] = {}
+        for rank, name in ((8, "adapter"), (0, "full")):
+            async with service.create_training_client(MODEL, lora_rank=rank) as client:
+                paths[name] = (await client.save_weights_for_sampler(name)).path
+                paths["state"] = (await client.save_state("state")).path
+        async with service.create_training_client(MODEL, lora_rank=lora_rank) as client:
+            before = await client.forward(BATCHES[0], "cross_entropy")
+            with pytest.raises(errors.OperationFailedError, match=told):
+                await client.load_adapter(path.format(**paths))
+            assert (await client.forward(BATCHES[0], "cross_entropy")).metrics == before.metrics
+            await steps(client, BATCHES[:1])
+
+
 async def test_kill_9_and_resume_gives_the_same_weights_as_an_undisturbed_run(tmp_path: Path) -> None:
     async with launch(tmp_path / "a") as local, AsyncServiceClient(local.base_url, local.api_key) as service:
         async with service.create_training_client(MODEL, lora_rank=0) as client:

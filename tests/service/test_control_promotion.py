@@ -59,6 +59,15 @@ def test_a_promoted_model_is_deployed_and_sampled(control, trained):
     assert [row["logprob"] for row in rows[1:4]] == pytest.approx(trained.logprobs, abs=1e-4)
 
 
+def test_training_begins_from_the_adapter_of_a_promoted_model(control, trained):
+    name = promote(control, "base-aabbccdd", "adapter")["model"]["name"]
+    other = Deployment(control, "another-job")
+    assert other.model.logprobs(TOKENS)[:-1] != pytest.approx(trained.logprobs, abs=1e-4)
+    loaded = other.gateway.run("/load_adapter", other.model.body(1, adapter_path=name))
+    assert loaded == {"type": "load_adapter", "model_id": other.model.id, "adapter_path": name}
+    assert other.model.logprobs(TOKENS)[:-1] == pytest.approx(trained.logprobs, abs=1e-6)
+
+
 def test_a_promotion_can_be_an_operation(control, trained):
     operation = promote(control, "base-aabbccdd", "later", async_promotion=True)["operation"]
     assert operation["done"] is True

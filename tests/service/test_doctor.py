@@ -7,6 +7,7 @@ import re
 import shutil
 import socket
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -16,6 +17,9 @@ import pytest
 from fwasync.cli import doctor
 from fwasync.cli.doctor import Patient, run_doctor
 from fwasync.cli.failures import CommandError, exit_status
+from service.conftest import SHOUTING
+
+ROW = '{"messages": [{"role": "user", "content": "hey"}, {"role": "assistant", "content": "you"}]}\n'
 
 Verdicts = dict[str, tuple[str, str]]
 
@@ -40,7 +44,15 @@ async def test_all_is_well(service, found: Callable[[], Verdicts], tmp_path: Pat
     from fwasync.local.tokenizer import save_tokenizer
 
     save_tokenizer(tmp_path / "tokenizer")
-    here = Patient(service.ready["base_url"], service.key, service.model_name, tokenizer=str(tmp_path / "tokenizer"))
+    (tmp_path / "rows.jsonl").write_text(ROW)
+    (tmp_path / "mine.py").write_text(SHOUTING)
+    here = Patient(
+        service.ready["base_url"],
+        service.key,
+        service.model_name,
+        tokenizer=str(tmp_path / "tokenizer"),
+        dataset="rows.jsonl",
+    )
     await run_doctor(here)
     verdicts = found()
     assert {verdict for verdict, _ in verdicts.values()} == {"ok"}
@@ -53,11 +65,22 @@ async def test_all_is_well(service, found: Callable[[], Verdicts], tmp_path: Pat
         "latency",
         "account",
         "tokenizer",
+        "rendering",
         "sample",
     ]
+    assert verdicts["rendering"][1] == "rows.jsonl: 1 compared, with the chat template's tokens"
     assert verdicts["wire"][1] == "batches are taken as json and protobuf"
     assert re.fullmatch(r"fwasync/qwen3-tiny gave token \[\d+\]", verdicts["sample"][1])
     assert service.key not in repr((verdicts, here))
+    with pytest.raises(CommandError, match="1 of these"):
+        await run_doctor(replace(here, renderer="mine.py:Shouting"))
+    verdict, told = found()["rendering"]
+    assert verdict == "FAIL"
+    assert re.fullmatch(
+        r"rows\.jsonl, line 1, the prompt of messages\[1\]: the renderer and the chat template differ; they part at "
+        r"token \d+, after .* renderer \[.*\] '!.* template \[.*\] .*",
+        told,
+    )
 
 
 async def test_without_a_service_one_on_this_machine_is_looked_at(found: Callable[[], Verdicts]) -> None:
@@ -82,7 +105,7 @@ async def test_what_is_not_well(
     service, found: Callable[[], Verdicts], patient: dict[str, str | None], what: str, told: str
 ) -> None:
     given = {"base_url": service.ready["base_url"], "api_key": service.key, "timeout": 10.0, **patient}
-    with pytest.raises(CommandError, match="are not well") as caught:
+    with pytest.raises(CommandError, match=r"of these (is|are) not well") as caught:
         await run_doctor(Patient(**given))  # type: ignore[arg-type]
     assert exit_status(caught.value) == 1
     verdict, said = found()[what]
@@ -140,3 +163,13 @@ async def test_a_disk_that_is_nearly_full(
     with pytest.raises(CommandError, match="1 of these"):
         await run_doctor(Patient(service.ready["base_url"], service.key))
     assert "has 5 MB left" in found()["disk"][1]
+
+
+def test_lines_fit_into_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = "a session was opened and closed; models: fwasync/qwen3-tiny, fwasync/qwen3-small"
+    assert doctor._fitted("ok    trainer API     ", told) == f"ok    trainer API     {told}"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = doctor._fitted("ok    trainer API     ", told).splitlines()
+    assert lines[0] == "ok    trainer API     a session was opened and closed; models:"
+    assert lines[1] == "                      fwasync/qwen3-tiny, fwasync/qwen3-small"

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 from fwasync import (
+    AsyncDeploymentManager,
     AsyncFireworksClient,
     AsyncServiceClient,
     AsyncTrainerJobManager,
@@ -19,7 +25,7 @@ from fwasync import (
 )
 from fwasync.checkpoints.ledger import CheckpointLedger
 from fwasync.errors import OperationFailedError, RunDirectoryError, UsageError
-from fwasync.local import launch
+from fwasync.local import LocalService, launch
 from fwasync.recipes import sft
 from fwasync.recipes.stopping import StopRequest
 from fwasync.recipes.trainers import Where
@@ -239,3 +245,144 @@ async def test_where_a_reference_has_no_place(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="give base_url"):
         async with Where(service=service).open(config):
             pass
+
+
+KILLED = """
+import os, signal, sys
+import anyio
+from pathlib import Path
+from fwasync.recipes import sft
+from fwasync.recipes.trainers import Where
+url, key, settings = sys.argv[1:]
+config = sft.Config.model_validate_json(settings)
+def die(step, metrics):
+    if step == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+anyio.run(lambda: sft.train(config, where=Where(url, key), on_step=die))
+"""
+
+
+async def killed(program: str, local: LocalService, config: sft.Config) -> None:
+    command = [sys.executable, "-c", program, local.base_url, local.api_key, config.model_dump_json()]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = await anyio.run_process(command, env=environment, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+async def left_by_a_killed_process(local: LocalService, config: sft.Config) -> str:
+    """The trainer job of a run that was killed after its third step."""
+    await killed(KILLED, local, config)
+    return json.loads((config.log_path / "resources.json").read_text())["names"]["policy"]
+
+
+class Said:
+    """A view that keeps the sentences."""
+
+    def __init__(self) -> None:
+        self.sentences: list[str] = []
+
+    def begin(self, phase: str, total_steps: int) -> None: ...
+
+    def show(self, record: object) -> None: ...
+
+    def gauge(self, name: str, value: float) -> None: ...
+
+    def message(self, text: str) -> None:
+        self.sentences.append(text)
+
+    def close(self) -> None: ...
+
+
+async def gone_on(local: LocalService, config: sft.Config, said: Said) -> sft.Result[Any]:
+    run = open_run(config.log_path, config=config.model_dump(), view=said, resume=True)
+    async with run:
+        return await sft.train(config, where=Where(local.base_url, local.api_key), run=run)
+
+
+async def jobs_of(local: LocalService) -> list[str]:
+    async with AsyncFireworksClient(local.base_url, local.api_key) as fireworks:
+        return [job.job_id async for job in AsyncTrainerJobManager(fireworks).list()]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kill -9")
+async def test_a_run_that_goes_on_takes_over_the_trainer_job_of_the_process_that_was_killed(
+    tmp_path: Path, data: Path
+) -> None:
+    said = Said()
+    async with launch() as local:
+        named = {"base_model": BASE, "infra": {"training_shape_id": SHAPE}, "pipeline_depth": 1}
+        named |= {"tokenizer_model": str(local.data_dir / "tokenizer"), "dcp_save_interval": 1}
+        where = Where(local.base_url, local.api_key)
+        whole = await sft.train(settings(tmp_path, log_path=tmp_path / "whole", **named), where=where)
+        config = settings(tmp_path, **named)
+        for fits in (True, False):
+            left = await left_by_a_killed_process(local, config)
+            assert await jobs_of(local) == [left]
+            then = config if fits else config.model_copy(update={"lora_rank": 2})
+            if fits:
+                result = await gone_on(local, then, said)
+                assert (result.job_id, result.steps) == (left, whole.steps)
+                assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+                told = f"trainer job {left}, which an earlier process of this run has left, is taken over"
+            else:
+                with pytest.raises(OperationFailedError, match="this model trains a LoRA adapter of rank 2"):
+                    await gone_on(local, then, said)
+                told = (
+                    f"trainer job {left}, which an earlier process of this run has left, does not fit any more and was "
+                )
+                told += "deleted"
+            assert told in said.sentences
+            assert not [sentence for sentence in said.sentences if "is still running" in sentence]
+            assert await jobs_of(local) == []
+            assert not (tmp_path / "run" / "resources.json").exists()
+            config = settings(tmp_path, log_path=tmp_path / "again", **named)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kill -9")
+async def test_the_trainer_job_of_a_directory_that_was_moved_is_left_alone_and_told(tmp_path: Path, data: Path) -> None:
+    said = Said()
+    async with launch() as local:
+        named = {"base_model": BASE, "infra": {"training_shape_id": SHAPE}, "dcp_save_interval": 1, "pipeline_depth": 1}
+        config = settings(tmp_path, tokenizer_model=str(local.data_dir / "tokenizer"), **named)
+        left = await left_by_a_killed_process(local, config)
+        (tmp_path / "run").rename(tmp_path / "moved")
+        result = await gone_on(local, config.model_copy(update={"log_path": tmp_path / "moved"}), said)
+        assert result.job_id != left
+        assert await jobs_of(local) == [left]
+    told = rf"trainer job {left}, .* in {re.escape(str(tmp_path))}/run on .*, is still there: delete it, unless"
+    assert any(re.search(told, sentence) for sentence in said.sentences)
+
+
+HOLDING = """
+import os, signal, sys
+import anyio
+from fwasync import DeployConfig
+from fwasync.recipes import sft
+from fwasync.recipes.trainers import Where
+url, key, settings = sys.argv[1:]
+async def main():
+    config = sft.Config.model_validate_json(settings)
+    async with Where(url, key).open(config, reference=True, deploy=DeployConfig()):
+        os.kill(os.getpid(), signal.SIGKILL)
+anyio.run(main)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kill -9")
+async def test_a_deployment_and_a_reference_are_taken_over_too(tmp_path: Path) -> None:
+    infra = {"training_shape_id": SHAPE, "ref_training_shape_id": SHAPE}
+    config = settings(tmp_path, base_model=BASE, infra=infra)
+    config.log_path.mkdir()
+    async with launch() as local, AsyncFireworksClient(local.base_url, local.api_key) as fireworks:
+        deployments = AsyncDeploymentManager(fireworks)
+        await killed(HOLDING, local, config)
+        left = json.loads((config.log_path / "resources.json").read_text())["names"]
+        assert sorted(await jobs_of(local)) == sorted([left["policy"], left["reference"]])
+        where = Where(local.base_url, local.api_key)
+        async with where.open(config, reference=True, deploy=DeployConfig()) as trainers:
+            assert trainers.deployment is not None
+            assert (trainers.job_id, trainers.deployment.deployment_id) == (left["policy"], left["deployment"])
+            assert len(await jobs_of(local)) == 2
+        assert await jobs_of(local) == []
+        assert [each async for each in deployments.list()] == []
+    assert list(config.log_path.iterdir()) == []

@@ -112,6 +112,38 @@ async def test_leaving_a_sampling_client_ends_its_samples_on_both_sides(service:
     assert (await service.sampling()).tokens == after.tokens
 
 
+async def test_a_session_that_is_finished_ends_its_samples_and_no_others(service: AsyncScriptedService) -> None:
+    before = await load_when(service, running=0)
+    prompt = {"chunks": [{"type": "encoded_text", "tokens": PROMPT}]}
+    async with scripted.plain_client(service) as client:
+
+        async def post(path: str, body: dict[str, object]) -> dict[str, str]:
+            answer = await client.post(f"/api/v1/{path}", json=body)
+            assert answer.status_code == 200, answer.text
+            return answer.json()
+
+        async def begin(count: int) -> tuple[str, list[str]]:
+            session_id = (await post("create_session", {"tags": [], "sdk_version": "0"}))["session_id"]
+            opened = {"session_id": session_id, "sampling_session_seq_id": 0, "base_model": "fwasync/qwen3-small"}
+            sampler = (await post("create_sampling_session", opened))["sampling_session_id"]
+            body = {"sampling_session_id": sampler, "prompt": prompt, "num_samples": 1}
+            params = {"temperature": 0, "max_tokens": CONTEXT}
+            asked = [{**body, "seq_id": number, "sampling_params": params} for number in range(count)]
+            return session_id, [(await post("asample", each))["request_id"] for each in asked]
+
+        (finished, futures), (kept, others) = await begin(100), await begin(3)
+        await load_when(service, running=64, waiting=39)
+        await post(f"sessions/{finished}/finish", {})
+        after = await load_when(service, running=3)
+        assert after.tokens - before.tokens < 103 * 100
+        told = await post("retrieve_future", {"request_id": futures[-1]})
+        assert (told["error"], told["category"]) == (f"session {finished} was finished", "user")
+        await post("cancel_future", {"request_id": others[0]})
+        await load_when(service, running=2)
+        await post(f"sessions/{kept}/finish", {})
+        await load_when(service, running=0)
+
+
 async def test_a_sampler_goes_on_after_its_samples_were_cancelled(service: AsyncScriptedService) -> None:
     async with sampler_of(service, 20) as sampler:
         for kind in (whole, group, streamed):

@@ -16,6 +16,7 @@ import anyio
 import pytest
 
 from fwasync.tracking.run import open_run
+from service.conftest import SHOUTING
 
 RECIPES = ("sft", "dpo", "orpo", "rl")
 SHAPE = "accounts/fwasync/trainingShapes/qwen3-tiny"
@@ -121,8 +122,17 @@ def test_a_dry_run_finds_the_same_rows(train: Train, recipe: str, tmp_path: Path
     assert f"rows.jsonl: {rows} rows" in out
     assert re.search(told, out)
     assert re.search(r"^\d+ steps of ", out, re.M)
+    assert re.search(r"^rendering: \d compared, with the chat template's tokens$", out, re.M)
     assert out.endswith("Nothing was started or spent.\n")
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_dry_run_says_where_another_renderer_differs(train: Train, recipe: str, tmp_path: Path) -> None:
+    (tmp_path / "shouting.py").write_text(SHOUTING)
+    status, out, err = train(*settings(recipe, renderer_name="shouting.py:Shouting"), "--dry-run", recipe=recipe)
+    assert (status, err) == (0, "")
+    told = r"^WARNING: rendering: line \d, the .*: the renderer and the chat template differ; they part at token \d"
+    assert re.search(told, out, re.M)
 
 
 def test_a_dry_run_for_trainer_jobs_reads_the_rows_too(train: Train, recipe: str, tmp_path: Path) -> None:
@@ -150,6 +160,31 @@ def test_faulty_rows(refused: Refused, recipe: str, options: tuple[str, ...], tm
     write(tmp_path / "faulty.jsonl", [row(recipe, "1"), *FAULTY[recipe]])
     told = r"faulty\.jsonl has 3 faulty rows:\n  line 2, [\w.]+: .*\n  line 3, [\w.\[\]]+: .*\n  line 4: not JSON"
     refused(*settings(recipe, dataset="faulty.jsonl"), *options, status=2, told=told, recipe=recipe)
+
+
+BROKEN = """\
+class Broken:
+    def __init__(self, tokenizer): ...
+
+    def render(self, messages, *, add_generation_prompt=False, tools=()):
+        raise KeyError(messages[0].role)
+
+    def supervised(self, messages, trained, *, tools=()):
+        self.render(messages)
+"""
+
+
+@pytest.mark.parametrize("options", [(), ("--dry-run",)], ids=["run", "dry run"])
+def test_a_renderer_that_raises_is_not_a_bug_of_ours(
+    refused: Refused, recipe: str, options: tuple[str, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "broken_mine.py").write_text(BROKEN)
+    given = settings(recipe, renderer_name="broken_mine.py:Broken")
+    told = (
+        r"error: renderer 'broken_mine\.py:Broken' raised KeyError: 'user' \(broken_mine\.py, line 5\)\n"
+        r"  note: the renderer was asked for line 1 of rows\.jsonl\n"
+    )
+    refused(*given, *options, status=2, told=told, recipe=recipe)
 
 
 @pytest.mark.parametrize(
@@ -213,10 +248,18 @@ def test_a_run_directory_in_use_or_of_another_recipe(
     tiny = {"base_model": "fwasync/qwen3-tiny", "max_steps": 1}
     assert train(*settings(recipe, **tiny), recipe=recipe, **there)[0] == 0
     other = {"sft": "dpo", "dpo": "orpo", "orpo": "dpo", "rl": "sft"}[recipe]
+    held = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
     write(tmp_path / "rows.jsonl", [row(other, str(number)) for number in range(6)])
-    status, _, err = train(*settings(other, **tiny), recipe=other, **there)
+    status, out, err = train(*settings(other, **tiny), recipe=other, **there)
     assert status == 2
     assert re.search(f"the run in run is one of {recipe}, with which {other} cannot go on", err)
+    assert "What was done so far" not in out
+    write(tmp_path / "rows.jsonl", [row(recipe, f"{number}") for number in range(4, 10)])
+    status, out, err = train(*settings(recipe, **{**tiny, "max_steps": 2, "seed": 1}), recipe=recipe, **there)
+    assert status == 2
+    assert "rows.jsonl is not what it was when run was begun" in err
+    del held[".lock"]
+    assert {name: (tmp_path / "run" / name).read_bytes() for name in held} == held
 
 
 async def _in_use(directory: Path, recipe: str) -> tuple[int, str, str]:

@@ -21,7 +21,7 @@ def main() -> None:
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a character gets a question mark
                 stream.reconfigure(errors="replace")
-        app()
+        app(prog_name="fwasync")
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         sys.exit(_INTERRUPTED)

@@ -50,7 +50,7 @@ def _options(  # pyright: ignore[reportUnusedFunction]  # typer uses it
     context.obj = debug
 
 
-@app.command()
+@app.command(short_help="Train a tiny model on this machine, in a minute.")
 def demo(
     context: typer.Context,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same run.")] = 0,
@@ -114,6 +114,8 @@ def train(
     """Train a model with a recipe, on this machine or on a service.
 
     fwasync train sft --config run.toml learning_rate=1e-4 infra.region=EU
+
+    All settings of a recipe, with their meanings: fwasync train sft --template
     """
     from fwasync.cli.running import execute
     from fwasync.cli.train import run_train, tell_template
@@ -190,7 +192,7 @@ def promote_checkpoint(
     execute(command, debug=context.obj)
 
 
-@app.command(epilog=_EPILOG)
+@app.command(epilog=_EPILOG, short_help="Look at everything that a run needs.")
 def doctor(
     context: typer.Context,
     base_url: Annotated[
@@ -206,11 +208,23 @@ def doctor(
     tokenizer: Annotated[
         str | None, typer.Option(help="Must be on this machine: a directory, or a name on the hub.", show_default=False)
     ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(help="A JSONL file whose rows must get the chat template's tokens.", show_default=False),
+    ] = None,
+    renderer_name: Annotated[
+        str | None,
+        typer.Option(help="What renders them, as in the recipes.", show_default="the tokenizer's chat template"),
+    ] = None,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that each look may take.")] = 20.0,
 ) -> None:
-    """Look at everything that a run needs: key, service, wire, account, tokenizer, disk."""
+    """Look at everything that a run needs: key, service, wire, account, tokenizer, rows, disk."""
     from fwasync.cli.doctor import Patient, run_doctor
     from fwasync.cli.running import execute
 
-    patient = Patient(base_url, api_key, base_model, deployment, tokenizer, timeout)
+    if (dataset or renderer_name) and not tokenizer:
+        raise typer.BadParameter("rows are compared with the chat template of a tokenizer: name it with --tokenizer")
+    if renderer_name and not dataset:
+        raise typer.BadParameter("a renderer is looked at on rows: name them with --dataset")
+    patient = Patient(base_url, api_key, base_model, deployment, tokenizer, dataset, renderer_name, timeout)
     execute(partial(run_doctor, patient), debug=context.obj)

@@ -10,7 +10,9 @@ import os
 import platform
 import shutil
 import statistics
+import sys
 import tempfile
+import textwrap
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -29,7 +31,8 @@ from fwasync.cli.local_service import launch_local
 from fwasync.cli.where import LOCAL_MODEL
 from fwasync.data.chat import ChatTokenizer
 from fwasync.data.jsonl import Message
-from fwasync.errors import FwasyncError, NotFoundError, ProtocolError
+from fwasync.data.parity import compare_rows
+from fwasync.errors import FwasyncError, NotFoundError, ProtocolError, UsageError
 from fwasync.sampling.attempts import AttemptPolicy
 
 __all__ = ("Patient", "run_doctor")
@@ -48,6 +51,8 @@ class Patient:
     base_model: str | None = None
     deployment: str | None = None
     tokenizer: str | None = None
+    dataset: str | None = None
+    renderer: str | None = None
     timeout: float = 20.0
 
 
@@ -72,7 +77,7 @@ class _Findings:
         except (FwasyncError, OSError) as error:
             verdict, told = "FAIL", str(error)
         self.failed += verdict == "FAIL"
-        print(f"{verdict:<4}  {what:<14}  {' '.join(told.split())}", flush=True)
+        print(_fitted(f"{verdict:<4}  {what:<14}  ", " ".join(told.split())), flush=True)
         return verdict == "ok"
 
 
@@ -96,7 +101,16 @@ async def run_doctor(patient: Patient) -> None:
         print("No service is named (--base-url, FWASYNC_BASE_URL): looking at one on this machine.", flush=True)
         await _local(findings, patient)
     if findings.failed:
-        raise CommandError(f"{findings.failed} of these are not well")
+        raise CommandError(f"{findings.failed} of these {'is' if findings.failed == 1 else 'are'} not well")
+
+
+def _fitted(head: str, told: str) -> str:
+    """A line; on a terminal in as many as it takes, one below the other."""
+    if not sys.stdout.isatty():
+        return head + told
+    width = max(shutil.get_terminal_size().columns - len(head), 20)
+    lines = textwrap.wrap(told, width, break_long_words=False, break_on_hyphens=False)
+    return head + f"\n{' ' * len(head)}".join(lines)
 
 
 async def _local(findings: _Findings, patient: Patient) -> None:
@@ -131,7 +145,8 @@ async def _service(findings: _Findings, patient: Patient, url: str) -> None:
         await findings.look("wire", checkup.wire)
         await findings.look("latency", checkup.latency)
     await findings.look("account", partial(checkup.account, trains=trains))
-    await findings.look("tokenizer", checkup.tokenizer)
+    if await findings.look("tokenizer", checkup.tokenizer):
+        await findings.look("rendering", checkup.rendering)
     await findings.look("sample", checkup.sample)
 
 
@@ -161,6 +176,7 @@ class _Checkup:
         self._patient, self._url, self._key = patient, url, key
         self._retry = RetryPolicy(budget_s=patient.timeout / 2)
         self._account = ""
+        self._tokenizer: ChatTokenizer | None = None
 
     async def trainer(self) -> str:
         try:
@@ -215,8 +231,20 @@ class _Checkup:
         if name is None:
             raise _Skipped("none is named (--tokenizer)")
         tokenizer = await anyio.to_thread.run_sync(ChatTokenizer.load, name, abandon_on_cancel=True)
+        self._tokenizer = tokenizer
         count = len(tokenizer.render([Message("user", "Hello")], add_generation_prompt=True))
         return f"{name} is on this machine: a greeting has {count} tokens"
+
+    async def rendering(self) -> str:
+        """Whether what renders the rows makes the chat template's tokens of them."""
+        patient = self._patient
+        if patient.dataset is None:
+            raise _Skipped("no rows are named (--dataset)")
+        assert self._tokenizer is not None, "it was looked at before"
+        parity = await compare_rows(patient.dataset, self._tokenizer, renderer=patient.renderer)
+        if not parity.is_expected:
+            raise UsageError(f"{patient.dataset}, {parity}")
+        return f"{patient.dataset}{', ' if parity.failure else ': '}{parity}"
 
     async def sample(self) -> str:
         patient = self._patient

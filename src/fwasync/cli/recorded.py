@@ -2,7 +2,7 @@
 
 Invariants
     * However a command ends, what was logged is on disk, with a report of it.
-    * A command that fails before anything was logged leaves nothing behind, so that it can be repeated as it was.
+    * A command that fails before it has begun leaves everything as it was, so that it can be repeated.
     * Nothing is removed that this run did not make, except a directory that is empty.
 """
 
@@ -69,7 +69,7 @@ async def recorded(
                 raise
             await _write_report(run, report)
     except BaseException:
-        if run.records:
+        if run.has_begun and run.records:
             print(f"What was done so far is in {directory}.", flush=True)
         else:
             made = _entries(directory) - before if entered else frozenset[Path]()
@@ -97,7 +97,7 @@ def new_run_directory(kind: str) -> Path:
 
 
 async def _write_report(run: Run, report: Callable[[Sequence[Record]], str]) -> None:
-    if run.records:
+    if run.has_begun and run.records:
         with anyio.move_on_after(_REPORT_S, shield=True):
             await run.write_text(REPORT, report(run.records))
 

@@ -127,6 +127,10 @@ class Settings:
     def _unknown(self, model: type[BaseModel], values: Mapping[str, Any], above: Keys) -> Iterator[str]:
         for key, value in values.items():
             keys = (*above, key)
+            reasons: Mapping[str, str] = getattr(model, "not_taken", {})
+            if key in reasons:
+                yield f"{self._place(keys)}: {'.'.join(keys)!r} is not taken: {reasons[key]}"
+                continue
             if key not in model.model_fields:
                 hint = nearest(key, list(model.model_fields))
                 yield f"{self._place(keys)}: there is no setting {'.'.join(keys)!r}; {hint}"

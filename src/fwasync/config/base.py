@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
-from typing import Annotated, cast
+from typing import Annotated, ClassVar, cast
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -17,6 +17,9 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    not_taken: ClassVar[Mapping[str, str]] = {}
+    """Names that such configurations have elsewhere: why they are not taken, and what is to be done instead."""
+
     @model_validator(mode="before")
     @classmethod
     def _known_names(cls, given: object) -> object:
@@ -24,7 +27,9 @@ class Config(BaseModel):
             known = list(cls.model_fields)
             problems: list[str] = []
             for name in map(str, cast("Mapping[object, object]", given)):
-                if name not in known:
+                if name in cls.not_taken:
+                    problems.append(f"{cls.__name__} does not take {name!r}: {cls.not_taken[name]}")
+                elif name not in known:
                     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
                     hint = f"did you mean {nearest[0]!r}?" if nearest else f"it has: {', '.join(known)}"
                     problems.append(f"{cls.__name__} has no field {name!r}; {hint}")

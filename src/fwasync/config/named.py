@@ -18,7 +18,7 @@ from typing import Any
 
 from fwasync.errors import UsageError
 
-__all__ = ("load_named", "place_of")
+__all__ = ("load_named", "place_of", "raised_by")
 
 
 def load_named(name: str, what: str, *, otherwise: str = "") -> Any:
@@ -43,6 +43,16 @@ def load_named(name: str, what: str, *, otherwise: str = "") -> Any:
     except Exception as error:
         kind = "" if isinstance(error, ImportError | AttributeError | SyntaxError) else f"{type(error).__name__}: "
         raise UsageError(f"{named} cannot be imported: {kind}{error}{place_of(error)}") from error
+
+
+def raised_by(what: str, error: BaseException) -> UsageError:
+    """What a user's function raised, as an error that says so: whose it is, what it was, and where.
+
+    Args:
+        what: The function, such as `reward 'mine.py:grade'`.
+        error: What it raised; the error that is to be raised from it.
+    """
+    return UsageError(f"{what} raised {type(error).__name__}: {error}{place_of(error)}")
 
 
 def place_of(error: BaseException) -> str:

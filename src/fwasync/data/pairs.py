@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import anyio.to_thread
 import numpy as np
 import numpy.typing as npt
 
@@ -19,7 +20,7 @@ from fwasync.data.datums import masked_datum
 from fwasync.data.jsonl import Faults, Problem
 from fwasync.data.loading import OnProgress, open_lines, take_all
 from fwasync.data.preference import Preference, Side, read_preference
-from fwasync.data.rendering import Renderer, RenderRefusal, resolve_renderer
+from fwasync.data.rendering import Renderer, RenderRefusal, rendering_line, resolve_renderer
 from fwasync.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -173,18 +174,20 @@ async def load_preferences(
 
     **Cancellation:** the reading stops within a slice, of some hundredths of a second; nothing goes on.
     """
-    chosen_renderer = resolve_renderer(renderer, tokenizer)
+    chosen_renderer = await anyio.to_thread.run_sync(resolve_renderer, renderer, tokenizer)
 
-    def rendered(items: Iterator[Preference | Problem]) -> Iterator[Pair | LeftOut | Problem]:
+    def pairs_of(items: Iterator[Preference | Problem]) -> Iterator[Pair | LeftOut | Problem]:
         for item in items:
             if isinstance(item, Problem):
                 yield item
-            else:
-                yield render_pair(item, tokenizer, chosen_renderer, max_seq_len=max_seq_len)
+                continue
+            with rendering_line(item.line, lines.name):
+                rendered = render_pair(item, tokenizer, chosen_renderer, max_seq_len=max_seq_len)
+            yield rendered
 
     async with open_lines(source, max_rows=max_rows) as lines:
         pairs = _Pairs(lines.name)
-        await take_all(lines, rendered(lines.rows(read_preference)), pairs.take, on_progress)
+        await take_all(lines, pairs_of(lines.rows(read_preference)), pairs.take, on_progress)
     return pairs.finish()
 
 

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import anyio.to_thread
 import numpy.typing as npt
 
-from fwasync.data.jsonl import Chat
-from fwasync.data.rendering import Renderer
+from fwasync.data.jsonl import Chat, JsonRow, Problem, read_conversation
+from fwasync.data.loading import open_lines, take_all
+from fwasync.data.messages import Fault
+from fwasync.data.preference import read_preference
+from fwasync.data.rendering import Renderer, RenderRefusal, rendering_line, resolve_renderer
 
 if TYPE_CHECKING:
     from fwasync.data.chat import ChatTokenizer
 
-__all__ = ("Divergence", "ParityFailure", "check_parity", "first_divergence")
+__all__ = ("Divergence", "Parity", "ParityFailure", "check_parity", "compare_rows", "first_divergence")
 
 Decode = Callable[[Sequence[int]], str]
 
 _CONTEXT = 8
+_ROWS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +76,32 @@ class ParityFailure:
         return f"{where}; {self.divergence.describe(ours='renderer', theirs='template')}"
 
 
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """What came of comparing the rows of a file.
+
+    Attributes:
+        rows: How many were compared, up to the first that differs.
+        failure: That one; `None` if there is none.
+        own: What renders is the chat template itself.
+    """
+
+    rows: int
+    failure: ParityFailure | None
+    own: bool
+
+    @property
+    def is_expected(self) -> bool:
+        """Whether all is as it should be: the chat template itself differs where a message spells a special token."""
+        return self.failure is None or self.own
+
+    def __str__(self) -> str:
+        if self.failure is not None:
+            kept = "\n  a message spells a special token, which stays text here" if self.own else ""
+            return f"{self.failure}{kept}"
+        return f"{self.rows:,} compared, with the chat template's tokens" if self.rows else "no row is a conversation"
+
+
 def first_divergence(
     ours: Sequence[int] | npt.NDArray[Any], theirs: Sequence[int] | npt.NDArray[Any], decode: Decode
 ) -> Divergence | None:
@@ -99,9 +131,9 @@ def check_parity(renderer: Renderer, tokenizer: ChatTokenizer, chats: Iterable[C
     """The first row for which a renderer's tokens are not those of the model's own chat template, if there is one.
 
     Each conversation is compared as a whole, but for white space that follows its end, which nobody trains on; and as
-    the prompt of each of its answers, to the last token. The template's tokens are those of `apply_chat_template` of
-    transformers; so `tokenizer` itself, as the renderer, differs only where a message spells a special token, which it
-    keeps as text.
+    the prompt of each of its answers, and of the one that is to come, to the last token. The template's tokens are
+    those of `apply_chat_template` of transformers; so `tokenizer` itself, as the renderer, differs only where a message
+    spells a special token, which it keeps as text.
 
     This computes for a while: on an event loop, call it through `anyio.to_thread.run_sync`.
 
@@ -121,12 +153,70 @@ def check_parity(renderer: Renderer, tokenizer: ChatTokenizer, chats: Iterable[C
     return None
 
 
+async def compare_rows(
+    source: str | Path, tokenizer: ChatTokenizer, *, renderer: Renderer | str | None = None, max_rows: int | None = None
+) -> Parity:
+    """Compare a renderer with the chat template on the rows of a file, in a worker thread; see `check_parity`.
+
+    Args:
+        source: A path, or an http(s) URL; chats, prompts or preferences.
+        tokenizer: The model's.
+        renderer: As for `resolve_renderer`; `None` is the tokenizer itself.
+        max_rows: Compare so many rows at most, and no more than 1,000 in any case.
+
+    Rows that cannot be read, and conversations that one of the two does not take, are passed by: who loads the file to
+    train on it tells them.
+
+    Raises:
+        DatasetError: The file cannot be read.
+        UsageError: The renderer cannot be had, or raises.
+        ServiceError, TransportError: The URL cannot be had.
+
+    **Cancellation:** the comparison stops within a slice, of some hundredths of a second; nothing goes on.
+    """
+    found: dict[int, ParityFailure | None] = {}
+
+    def compared(rows: Iterable[tuple[Chat, ...] | Problem]) -> Iterator[tuple[int, ParityFailure | None]]:
+        for row in rows:
+            for chat in () if isinstance(row, Problem) else row:
+                try:
+                    with rendering_line(chat.line, lines.name):
+                        failure = check_parity(chosen, tokenizer, [chat])
+                except RenderRefusal:
+                    continue
+                yield chat.line, failure
+                if failure is not None:
+                    return
+
+    def take(item: tuple[int, ParityFailure | None]) -> None:
+        found.update([item])
+
+    async with open_lines(source, max_rows=min(max_rows or _ROWS, _ROWS)) as lines:
+        chosen = await anyio.to_thread.run_sync(resolve_renderer, renderer, tokenizer)
+        await take_all(lines, compared(lines.rows(_conversations)), take)
+    failures = [failure for failure in found.values() if failure is not None]
+    return Parity(len(found), failures[0] if failures else None, chosen is tokenizer)
+
+
+def _conversations(row: JsonRow, line: int) -> tuple[Chat, ...] | list[Fault]:
+    """The conversations of a row of any kind of file."""
+    if "messages" in row:
+        messages, tools, faults = read_conversation(row)
+        return faults or (Chat(messages, line, tools),)
+    found = read_preference(row, line)
+    if isinstance(found, list):
+        return found
+    return tuple(Chat(side, line, found.tools) for side in (found.chosen, found.rejected) if not isinstance(side, str))
+
+
 def _renderings(chat: Chat) -> Iterator[tuple[str, int, bool]]:
     """What is rendered: its name, how many messages, and whether as a prompt."""
     for index, message in enumerate(chat.messages):
         if message.role == "assistant" and index:
             yield f"the prompt of messages[{index}]", index, True
     yield "the whole conversation", len(chat.messages), False
+    if chat.messages[-1].role != "assistant":
+        yield "the prompt of the next message", len(chat.messages), True
 
 
 def _without_space(tokens: Sequence[int], tokenizer: ChatTokenizer) -> Sequence[int]:

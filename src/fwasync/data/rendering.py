@@ -6,18 +6,29 @@ it is the one that is used unless another is named.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-from fwasync.config.named import load_named
+from fwasync.config.named import load_named, raised_by
 from fwasync.data.messages import Message
-from fwasync.errors import UsageError
+from fwasync.errors import FwasyncError, UsageError
 
-__all__ = ("RenderRefusal", "Renderer", "TrainOnWhat", "resolve_renderer", "split_answers", "trained_messages")
+__all__ = (
+    "RenderRefusal",
+    "Renderer",
+    "TrainOnWhat",
+    "rendering_line",
+    "resolve_renderer",
+    "split_answers",
+    "trained_messages",
+)
 
 T = TypeVar("T")
 
@@ -146,7 +157,8 @@ def resolve_renderer(choice: Renderer | str | None, tokenizer: T) -> Renderer | 
         tokenizer: The model's.
 
     Raises:
-        UsageError: It names nothing, or what it gives is no renderer.
+        UsageError: It names nothing, or what it gives is no renderer. Once it renders, what a renderer that is named
+            raises is one too, with its place.
     """
     if choice is None:
         return tokenizer
@@ -157,7 +169,81 @@ def resolve_renderer(choice: Renderer | str | None, tokenizer: T) -> Renderer | 
     )
     if not callable(make):
         raise UsageError(f"renderer {choice!r} must be a function or class that takes a tokenizer and gives a renderer")
-    return _checked(make(tokenizer), f"what {choice!r} gives")
+    what = f"renderer {choice!r}"
+    with _told(what):
+        made = make(tokenizer)
+    if made is tokenizer:
+        return tokenizer
+    return _Named(what, _checked(made, f"what {choice!r} gives"))
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """A renderer under its name: what it raises is told as its own error, and what it gives is checked."""
+
+    what: str
+    renderer: Renderer
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = False,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> Sequence[int]:
+        with _told(self.what):
+            ids = self.renderer.render(messages, add_generation_prompt=add_generation_prompt, tools=tools)
+        return self._tokens(ids).tolist()
+
+    def supervised(
+        self, messages: Sequence[Message], trained: Collection[int], *, tools: Sequence[Mapping[str, Any]] = ()
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        with _told(self.what):
+            ids, weights = self.renderer.supervised(messages, trained, tools=tools)
+        return self._tokens(ids), self._list(weights, "bif", "weights")
+
+    def _tokens(self, given: object) -> npt.NDArray[Any]:
+        tokens = self._list(given, "iu", "tokens")
+        if tokens.size and not 0 <= tokens.min() <= tokens.max() < 2**31:
+            raise UsageError(f"{self.what} gave tokens from {tokens.min()} to {tokens.max()}")
+        return tokens
+
+    def _list(self, given: object, kinds: str, name: str) -> npt.NDArray[Any]:
+        """What it gave, as an array of one dimension; `kinds` are those of numpy's dtypes.
+
+        Raises:
+            UsageError: It is none.
+        """
+        try:
+            array = np.asarray(given)
+        except (TypeError, ValueError, RuntimeError):  # of different lengths, say
+            array = None
+        if array is None or array.ndim != 1 or (array.size and array.dtype.kind not in kinds):
+            numbers = "integers" if kinds == "iu" else "numbers"
+            raise UsageError(f"{self.what} gave {name} that are no list of {numbers}: {repr(given)[:80]}")
+        return array
+
+
+@contextmanager
+def _told(what: str) -> Generator[None]:
+    try:
+        yield
+    except FwasyncError:
+        raise
+    except Exception as error:
+        raise raised_by(what, error) from error
+
+
+@contextmanager
+def rendering_line(line: int, source: str | Path) -> Generator[None]:
+    """What a renderer raises meanwhile, but for a refusal, gets a note of the line of a file that it was asked for."""
+    try:
+        yield
+    except RenderRefusal:
+        raise
+    except Exception as error:
+        error.add_note(f"the renderer was asked for line {line} of {source}")
+        raise
 
 
 def _checked(renderer: object, what: str) -> Renderer:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import anyio.to_thread
 import numpy as np
 import numpy.typing as npt
 
@@ -22,6 +23,7 @@ from fwasync.data.rendering import (
     Renderer,
     RenderRefusal,
     TrainOnWhat,
+    rendering_line,
     resolve_renderer,
     split_answers,
     trained_messages,
@@ -95,11 +97,13 @@ class Rendering:
         renderer: What renders them.
         train_on_what: Which of their messages are trained on.
         split: Make a row of each answer, with the conversation that led to it; see `split_answers`.
+        source: The file that they are from, for errors.
     """
 
     renderer: Renderer
     train_on_what: TrainOnWhat = TrainOnWhat.ALL_ASSISTANT_MESSAGES
     split: bool = False
+    source: str | Path = "the chats"
 
     def rows(self, chats: Iterable[Chat | Problem]) -> Iterator[Row | Problem]:
         """The rows of chats, of any length, and what is wrong with others; computed as they are asked for."""
@@ -108,12 +112,10 @@ class Rendering:
                 yield chat
                 continue
             try:
-                yield from self._rows(chat)
+                with rendering_line(chat.line, self.source):
+                    yield from self._rows(chat)
             except RenderRefusal as refusal:
                 yield Problem(chat.line, refusal.field, str(refusal))
-            except Exception as error:
-                error.add_note(f"it was raised by {type(self.renderer).__name__} for line {chat.line}")
-                raise
 
     def _rows(self, chat: Chat) -> Iterator[Row]:
         trained = trained_messages(chat.messages, self.train_on_what)
@@ -195,7 +197,7 @@ def tokenize(
     Raises:
         DatasetError: The renderer refuses rows, or all of them are too long.
     """
-    rendering = Rendering(resolve_renderer(renderer, tokenizer), train_on_what, split)
+    rendering = Rendering(resolve_renderer(renderer, tokenizer), train_on_what, split, path)
     rows = _Rows(path, max_seq_len)
     for item in rendering.rows(chats):
         rows.take(item)
@@ -231,8 +233,9 @@ async def load_supervised(
 
     **Cancellation:** the reading stops within a slice, of some hundredths of a second; nothing goes on.
     """
-    rendering = Rendering(resolve_renderer(renderer, tokenizer), train_on_what, split)
+    chosen = await anyio.to_thread.run_sync(resolve_renderer, renderer, tokenizer)
     async with open_lines(source, max_rows=max_rows) as lines:
+        rendering = Rendering(chosen, train_on_what, split, lines.name)
         rows = _Rows(lines.name, max_seq_len)
         await take_all(lines, rendering.rows(lines.rows(read_chat)), rows.take, on_progress)
     return rows.finish()

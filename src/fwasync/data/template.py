@@ -76,7 +76,7 @@ class ChatTemplate:
                 documents=None,
                 **self._names,
             )
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:
+        except Exception as error:  # whatever its expressions came to
             raise RenderRefusal(f"the chat template refuses it: {error}") from error
         return _without_marks(text)
 

@@ -53,6 +53,7 @@ _OPERATIONS: tuple[Kind, ...] = (
     "forward_backward",
     "optim_step",
     "save_weights",
+    "load_adapter",
     "save_weights_for_sampler",
     "unload_model",
 )

@@ -21,6 +21,8 @@ from typing import Literal
 import msgspec
 
 from fwasync._wire.messages import (
+    AdapterLoaded,
+    LoadAdapterRequest,
     LoadWeightsRequest,
     Message,
     ModelUnloaded,
@@ -53,6 +55,7 @@ Kind = Literal[
     "optim_step",
     "save_weights",
     "load_weights",
+    "load_adapter",
     "save_weights_for_sampler",
     "unload_model",
 ]
@@ -117,20 +120,27 @@ class Operations:
         store: Where checkpoints and snapshots are.
         losses: The names of the losses that the engine has.
         of_job: Finds the checkpoint that a trainer job has saved under a name.
+        of_model: Finds the snapshot that a promoted model is, by its full name.
     """
 
     def __init__(
-        self, store: WeightStore, losses: Collection[str], of_job: Callable[[str, str], WeightsPath | None]
+        self,
+        store: WeightStore,
+        losses: Collection[str],
+        of_job: Callable[[str, str], WeightsPath | None],
+        of_model: Callable[[str], Path | None],
     ) -> None:
         self._store = store
         self._losses = losses
         self._of_job = of_job
+        self._of_model = of_model
         self._readers: dict[Kind, Callable[[bytes], tuple[Work, tuple[int, Path] | None]]] = {
             "forward": self._forward,
             "forward_backward": self._forward_backward,
             "optim_step": self._optim_step,
             "save_weights": self._save_weights,
             "load_weights": self._load_weights,
+            "load_adapter": self._load_adapter,
             "save_weights_for_sampler": self._save_weights_for_sampler,
             "unload_model": self._unload_model,
         }
@@ -234,6 +244,33 @@ class Operations:
             return json_result(WeightsLoaded(path=str(path), model_id=target.model_id))
 
         return work, None
+
+    def _load_adapter(self, body: bytes) -> tuple[Work, None]:
+        message = decode(body, LoadAdapterRequest)
+
+        def work(target: Target) -> Result:
+            target.need().load_adapter(self._adapter(message.adapter_path))
+            return json_result(AdapterLoaded(model_id=target.model_id, adapter_path=message.adapter_path))
+
+        return work, None
+
+    def _adapter(self, text: str) -> Path:
+        if text.startswith("accounts/"):
+            directory = self._of_model(text)
+            if directory is None:
+                raise EngineError(f"there is no model {text} that was promoted here")
+            return directory
+        try:
+            path = WeightsPath.parse(text)
+        except ValueError:
+            raise EngineError(
+                f"{text!r} is no adapter of this service: give a promoted model as accounts/<account>/models/<model>, "
+                "or a snapshot as tinker://<model_id>/sampler_weights/<name>"
+            ) from None
+        directory = self._store.directory(path)
+        if path.kind != "sampler_weights" or not directory.is_dir():
+            raise EngineError(f"there is no snapshot {path} in this data directory")
+        return directory
 
     def checkpoint(self, text: str, model_id: str | None, job: str | None) -> tuple[WeightsPath, Path]:
         """Find a checkpoint.

@@ -4,6 +4,7 @@ Invariants
     * State is touched on the event loop's thread only; samplers on the sampling thread only.
     * A sampling session's weights never change.
     * A request is known by (sampling session, seq_id): a repetition is the same sample.
+    * With a session its samples end: nobody is left who could ask for them.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ class SamplingDesk:
         self._futures = futures
         self._sessions = sessions
         self._open: dict[str, SamplingSession] = {}
-        self._running: set[str] = set()
+        self._running: dict[str, SamplingSession | None] = {}
         self._watchers: dict[str, Watcher] = {}
         self._tokenizer = build_tokenizer()
         self._loop = asyncio.get_running_loop()
@@ -121,9 +122,16 @@ class SamplingDesk:
         """The sampling sessions of a session."""
         return [sampling_id for sampling_id, entry in self._open.items() if entry.session_id == session_id]
 
-    def end_session(self, session_id: str) -> list[Path]:
-        """Close the sampling sessions of a session; returns the unnamed snapshots that nobody needs now."""
+    def end_session(self, session_id: str, why: str) -> list[Path]:
+        """Close the sampling sessions of a session, and stop their samples.
+
+        Returns:
+            The unnamed snapshots that nobody needs now.
+        """
         unnamed: list[Path] = []
+        of_it = [key for key, session in self._running.items() if session and session.session_id == session_id]
+        for key in of_it:
+            self._stop(key, why)
         for sampling_id in self.ids(session_id):
             session = self._open.pop(sampling_id)
             if isinstance(session.content, Path):
@@ -179,7 +187,7 @@ class SamplingDesk:
             message, request, digest = await anyio.to_thread.run_sync(self._read, request_id, body)
         else:
             message, request, digest = self._read(request_id, body)
-        seen: OrderedDict[int, tuple[bytes, str, int]] | None = None
+        session, seen = None, None
         if message.sampling_session_id is None:
             weights = await self._weights(message.base_model, message.model_path)
         else:
@@ -196,13 +204,20 @@ class SamplingDesk:
             seen[number] = (digest, request_id, request.num_samples)
             if len(seen) > _REMEMBERED:
                 seen.popitem(last=False)
-        self.begin(weights, request)
+        self.begin(weights, request, session=session)
         return request_id, request.num_samples
 
-    def begin(self, weights: Weights, request: SampleRequest, watcher: Watcher | None = None) -> Slot:
-        """Hand a request to the sampling thread; returns the future of its key."""
+    def begin(
+        self,
+        weights: Weights,
+        request: SampleRequest,
+        watcher: Watcher | None = None,
+        *,
+        session: SamplingSession | None = None,
+    ) -> Slot:
+        """Hand a request to the sampling thread, of a sampling session if it is of one; the future of its key."""
         slot = self._futures.open(request.key, lambda: "sampling")
-        self._running.add(request.key)
+        self._running[request.key] = session
         if watcher is not None:
             self._watchers[request.key] = watcher
         self._thread.submit(weights, request, watched=watcher is not None)
@@ -224,9 +239,12 @@ class SamplingDesk:
         """Stop a sample. Returns whether the request is one, finished or not."""
         if request_id not in self._running:
             return False
-        self._thread.cancel(request_id)
-        self._resolve([(request_id, failed("the sample was cancelled", "user"))])
+        self._stop(request_id, "the sample was cancelled")
         return True
+
+    def _stop(self, request_id: str, why: str) -> None:
+        self._thread.cancel(request_id)
+        self._resolve([(request_id, failed(why, "user"))])
 
     def _take(self, results: list[tuple[str, Result]], news: list[News]) -> None:
         for each in news:
@@ -237,7 +255,7 @@ class SamplingDesk:
 
     def _resolve(self, results: list[tuple[str, Result]]) -> None:
         for request_id, result in results:
-            self._running.discard(request_id)
+            self._running.pop(request_id, None)
             self._futures.resolve(request_id, result)
             self._watchers.pop(request_id, None)
 

@@ -66,7 +66,7 @@ class TrainerService:
         self.catalogue = Catalogue(engine, self._store)
         self.samplers = SamplingDesk(engine, self._store, self.futures, self.sessions)
         self.control = ControlPlane(root, engine, self._store, options.timing, self.end_session)
-        operations = Operations(self._store, losses, self.control.snapshots.checkpoint)
+        operations = Operations(self._store, losses, self.control.snapshots.checkpoint, self.control.models.promoted)
         self.training = TrainingDesk(engine, operations, self.futures, self.sessions, self.samplers)
         self.training.admit = self._admit
         self.completions = CompletionDesk(self.control.deployments, self.control.hot_load, self.samplers, self.futures)
@@ -151,10 +151,12 @@ class TrainerService:
         ]
 
     def end_session(self, session_id: str, why: str) -> None:
-        """End a session: its models are unloaded, its sampling sessions closed. Unknown ids are ignored."""
+        """End a session: its models are unloaded, its sampling sessions closed, its samples stopped. Unknown ids are
+        ignored.
+        """
         self.sessions.remove(session_id)
         self.training.end_session(session_id, why)
-        for directory in self.samplers.end_session(session_id):
+        for directory in self.samplers.end_session(session_id, why):
             self.training.when_done(partial(self._store.remove, directory))
 
     async def watch_sessions(self) -> None:

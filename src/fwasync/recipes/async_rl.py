@@ -123,11 +123,7 @@ async def train(
                     own = rollout or _single_turn(config, reward, session)
                     training = _Training(config, session, run, runner, own, keep, on_step, evaluate)
                     result = await training.go(stop)
-                    if result.stopped is not None:
-                        await runner.stopped(result.stopped)
-                        return result
-                    await session.checkpoints.promote(result.checkpoint, runner)
-                await runner.completed()
+                    await session.checkpoints.end(result.checkpoint, runner, stopped=result.stopped)
                 return result
             except TrainerLostError as lost:
                 if not restarts or lost.checkpoint is None or stop.requested:

@@ -70,6 +70,10 @@ class LoopConfig(RecipeConfig):
     reduction: ClassVar[Reduction]
     """What the recipe's loss is of its terms."""
 
+    not_taken: ClassVar[Mapping[str, str]] = {
+        "grad_accum": "the cookbook ignores it, so that runs with it would be others here; raise batch_size instead",
+    }
+
     renderer_name: str = Field(
         default="", description="Another renderer, as module:attribute. Empty: the tokenizer's own chat template."
     )
@@ -209,7 +213,7 @@ async def open_loop(
             checkpoints = Checkpoints(
                 config, trainers, run, {DATA_KEY: rows.digest()}, timeout=config.checkpoint_timeout_s
             )
-            checkpoints.check_data(start)
+            await checkpoints.go_on(start, where, phase)
             plan = Plan.of(config, rows.usable, start)
             yield Loop(config, phase, hooks, run, runner, trainers, rows, others, start, plan, checkpoints)
 
@@ -261,13 +265,10 @@ class Loop(Generic[R]):
         """
         training = _Training(self, submit, submit_evaluation, sync, self.start.entry if self.start else None)
         steps, stopped = await training.go(StopRequest() if self.hooks.stop is None else self.hooks.stop)
-        if stopped is None:
-            await self.checkpoints.promote(training.checkpoint, self.runner)
-            await self.runner.completed()
-        else:
+        if stopped is not None:
             told = f"{stopped}: step {steps} of {self.plan.total} is done. The same log_path goes on from there."
             self.run.message(told)
-            await self.runner.stopped(stopped)
+        await self.checkpoints.end(training.checkpoint, self.runner, stopped=stopped)
         return Result(steps, self.plan.total, training.checkpoint, self.rows, stopped, self.trainers.job_id)
 
 

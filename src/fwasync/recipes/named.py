@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import anyio.to_thread
 
-from fwasync.config.named import load_named, place_of
+from fwasync.config.named import load_named, raised_by
 from fwasync.errors import FwasyncError, UsageError
 from fwasync.recipes.groups import RewardFn, is_async
 from fwasync.recipes.rollouts import PromptRollout
@@ -110,4 +110,4 @@ def _told(what: str) -> Generator[None]:
             first = cast("BaseExceptionGroup[BaseException]", first).exceptions[0]
         if isinstance(first, FwasyncError) or is_recoverable(error):
             raise
-        raise UsageError(f"{what} raised {type(first).__name__}: {first}{place_of(first)}") from error
+        raise raised_by(what, first) from error

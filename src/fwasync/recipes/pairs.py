@@ -16,7 +16,7 @@ from fwasync.errors import UsageError
 from fwasync.losses import LossFn
 from fwasync.recipes.loop import LoopConfig, Submitted
 from fwasync.recipes.plan import Plan
-from fwasync.recipes.rows import TrainingRows, count_rows, load_pairs
+from fwasync.recipes.rows import TrainingRows, count_rows, describe_parity, load_pairs
 from fwasync.training.custom_loss import require_torch
 
 __all__ = ("PairsConfig", "dry_run", "limited", "read", "submit_pairs")
@@ -89,5 +89,6 @@ async def dry_run(config: PairsConfig, *, tokenizer: ChatTokenizer | None, max_s
         f"{config.dataset}: {len(rows.rows)} rows, {sum(rows.usable)} pairs to train on",
         f"tokens: {tokens:,}, on both sides",
         rows.describe_dropped() or (f"no side has more than {limit} tokens" if limit else "no row is left out so far"),
+        await describe_parity(config.dataset, tokenizer, renderer_name=config.renderer_name),
         *Plan.of(config, rows.usable).describe(config),
     ]

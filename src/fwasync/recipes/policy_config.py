@@ -6,6 +6,7 @@ a default cannot do here is left out, and `notes` says so.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -42,6 +43,13 @@ class PolicyConfig(RecipeConfig):
     """What determines a run."""
 
     has_reference: ClassVar[bool] = True
+
+    not_taken: ClassVar[Mapping[str, str]] = {
+        "policy_base_url": "say where a trainer runs already by --base-url, or where=Where(url, key) in a program, and "
+        "leave infra.training_shape_id unset; a trainer job that is there is named by policy_job_id",
+        "reference_base_url": "on a trainer that runs already the reference is the base model there; a trainer job "
+        "that is there is named by reference_job_id",
+    }
 
     learning_rate: float = Field(default=1e-5, gt=0, allow_inf_nan=False, description="After the warm-up.")
     max_rows: int | None = Field(default=100, ge=1, description="Only so many rows of the file are read.")
@@ -88,7 +96,7 @@ class PolicyConfig(RecipeConfig):
     cispo: CISPOConfig = Field(default=CISPOConfig(), description="Of cispo.")
     decoupled: DecoupledConfig = Field(default=DecoupledConfig(), description="Of decoupled.")
     tis: TISConfig = Field(default=TISConfig(), description="How tokens are weighted by trainer and sampler.")
-    router_replay: bool = Field(default=False, description="Not supported: trainers here take no routing matrices.")
+    router_replay: bool = Field(default=False, description="Not supported: trainers are sent no routing matrices.")
     router_replay_completion_only: bool = Field(default=True, description="Of router_replay.")
     trajectory_dir: Path | None = Field(default=None, description="A file of all answers for each step, if set.")
     policy_job_id: ResourceId | None = Field(
@@ -176,7 +184,10 @@ class PolicyConfig(RecipeConfig):
         if self.infra.training_shape_id is not None and not self.tokenizer_name:
             found.append("tokenizer_model is empty; name it, so that prompts are checked before a trainer costs money.")
         if self.router_replay:
-            found.append("router_replay is set; trainers of this SDK take no routing matrices. Set it to false.")
+            found.append(
+                "router_replay is set; trainers are sent no routing matrices, and choose the experts of each token "
+                "themselves. Set it to false; tis weighs tokens by how far trainer and sampler differ."
+            )
         if self.deployment.deployment_id is not None and self.infra.training_shape_id is None:
             found.append("deployment.deployment_id is set; only a trainer job's weights are synced: set infra too.")
         intervals = {self.dcp_save_interval, self.weight_sync.dcp_save_interval} - {0}

@@ -31,6 +31,7 @@ from fwasync.recipes.policy_config import PolicyConfig
 from fwasync.recipes.policy_update import PolicyUpdate
 from fwasync.recipes.prompts import Prompts, render_prompts
 from fwasync.recipes.recording import recording
+from fwasync.recipes.rows import describe_parity
 from fwasync.recipes.runner import Runner
 from fwasync.recipes.saving import DATA_KEY, Checkpoints, find_start
 from fwasync.recipes.serving import ServedPolicy, serve_policy
@@ -204,7 +205,7 @@ async def open_session(
             timeout=config.checkpoint_timeout_s,
             prefix=f"{phase}-" if where.trainers else "",
         )
-        checkpoints.check_data(start)
+        await checkpoints.go_on(start, where, phase)
         served = await stack.enter_async_context(
             serve_policy(
                 trainers,
@@ -243,12 +244,15 @@ async def dry_policy_run(
     if source is None:
         found.append("tokens: not known without the model's tokenizer")
     else:
-        _, prompts = await _rendered(config, rows, source)
+        loaded, prompts = await _rendered(config, rows, source)
         prompts = prompts if limit is None else prompts.limited(limit)
         usable, lengths = prompts.usable, [len(prompt) for prompt in prompts.tokens if prompt is not None]
         none = "all of them can be sampled" if limit is None else f"each leaves room for an answer in {limit} tokens"
         found += [f"tokens: {sum(lengths):,}, at most {max(lengths, default=0):,} of a prompt"]
         found += [prompts.describe_dropped() or none]
+        found += [
+            await describe_parity(config.dataset, loaded, renderer_name=config.renderer_name, max_rows=config.max_rows)
+        ]
     order, steps = _plan(config, usable)
     groups, size = config.prompt_groups_per_step, config.completions_per_prompt
     least, most = min(steps * groups, order.steps()) * size, order.steps() * size

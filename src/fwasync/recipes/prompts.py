@@ -16,7 +16,7 @@ import numpy as np
 
 from fwasync.data.jsonl import Problem
 from fwasync.data.prompts import PromptRow
-from fwasync.data.rendering import Renderer, RenderRefusal
+from fwasync.data.rendering import Renderer, RenderRefusal, rendering_line
 from fwasync.errors import DatasetError
 from fwasync.recipes.batches import Batches
 from fwasync.recipes.groups import TakenRow
@@ -92,7 +92,8 @@ def render_prompts(path: str | Path, rows: Sequence[PromptRow], renderer: Render
     dropped: list[Problem] = []
     for row in rows:
         try:
-            rendered = renderer.render(row.messages, add_generation_prompt=True, tools=row.tools)
+            with rendering_line(row.line, path):
+                rendered = renderer.render(row.messages, add_generation_prompt=True, tools=row.tools)
             tokens.append(tuple(int(token) for token in rendered))
         except RenderRefusal as refusal:
             tokens.append(None)

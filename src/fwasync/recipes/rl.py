@@ -112,11 +112,7 @@ async def train(
             seed=config.seed,
         )
         result = await training.go(sampler, keep, StopRequest() if stop is None else stop)
-        if result.stopped is None:
-            await session.checkpoints.promote(result.checkpoint, runner)
-            await runner.completed()
-        else:
-            await runner.stopped(result.stopped)
+        await session.checkpoints.end(result.checkpoint, runner, stopped=result.stopped)
         return result
 
 

@@ -21,11 +21,12 @@ from fwasync.data.chat import ChatTokenizer
 from fwasync.data.jsonl import Faults, Parse, Problem
 from fwasync.data.loading import open_lines, take_all
 from fwasync.data.pairs import Pair, load_preferences
+from fwasync.data.parity import compare_rows
 from fwasync.data.rendering import TrainOnWhat
 from fwasync.data.supervised import Row, load_supervised
 from fwasync.errors import DatasetError
 
-__all__ = ("Item", "TrainingRows", "count_rows", "describe_dropped", "load_pairs", "load_rows")
+__all__ = ("Item", "TrainingRows", "count_rows", "describe_dropped", "describe_parity", "load_pairs", "load_rows")
 
 
 class Item(Protocol):
@@ -83,8 +84,11 @@ class TrainingRows(Generic[R]):
         fits = [row is not None and row.length <= max_seq_len for row in self.rows]
         if not any(fits):
             others = f". {self.describe_dropped()}" if self.dropped else ""
+            lengths = [(row.length, line) for row, line in zip(self.rows, self.lines, strict=True) if row is not None]
+            shortest = ". The shortest has {} (line {})".format(*min(lengths)) if lengths else ""
             raise DatasetError(
-                f"{self.source}: all {sum(self.usable)} rows are longer than {max_seq_len} tokens; nothing is left"
+                f"{self.source}: all {len(lengths)} rows are longer than {max_seq_len} tokens; nothing is left"
+                + shortest
                 + others
             )
         dropped = [
@@ -169,6 +173,20 @@ def describe_dropped(dropped: Sequence[Problem], rows: int) -> str:
         return ""
     told = "; ".join(map(str, dropped[:5])) + ("; …" if len(dropped) > 5 else "")
     return f"{len(dropped)} of {rows} rows are left out: {told}"
+
+
+async def describe_parity(
+    source: str, tokenizer: ChatTokenizer, *, renderer_name: str, max_rows: int | None = None
+) -> str:
+    """Whether the first rows of a file get the tokens of the model's chat template, as a line or a few.
+
+    Raises:
+        UsageError: The renderer cannot be had.
+
+    **Cancellation:** the reading stops; nothing goes on.
+    """
+    parity = await compare_rows(source, tokenizer, renderer=renderer_name or None, max_rows=max_rows)
+    return f"{'' if parity.is_expected else 'WARNING: '}rendering: {parity}"
 
 
 async def load_pairs(source: str, tokenizer: ChatTokenizer, *, renderer_name: str = "") -> TrainingRows[Pair]:

@@ -23,13 +23,12 @@ DATA_KEY = "data_digest"
 
 
 async def find_start(config: RecipeConfig, where: Where, run: Run, phase: str) -> ResumeInfo | None:
-    """Where a run goes on; `None` is from the beginning. What was logged behind that point is forgotten, and told.
+    """Where a run goes on, which is told; `None` is from the beginning.
 
-    Trainers that are up already (`where.trainers`) go on as they are: nothing is found, and nothing forgotten.
+    Trainers that are up already (`where.trainers`) go on as they are: nothing is found.
 
     Raises:
         CheckpointLedgerError: `checkpoints.jsonl` cannot be read.
-        RunDirectoryError: `metrics.jsonl` cannot be written.
         UsageError: `init_from_checkpoint` cannot be one, or the run is of another recipe.
 
     **Cancellation:** leaves nothing behind.
@@ -43,13 +42,11 @@ async def find_start(config: RecipeConfig, where: Where, run: Run, phase: str) -
             f"the run in {run.log_path} is one of {', '.join(others)}, with which {phase} cannot go on; to begin from "
             f"its weights, give another log_path, and {start.path} as init_from_checkpoint"
         )
-    step = start.step if start else 0
-    forgotten = await run.rewind(phase, step)
     if start is not None:
-        done = f"{step} steps and {start.data_consumed} rows are done" if start.entry else "a new run on its weights"
+        done = (
+            f"{start.step} steps and {start.data_consumed} rows are done" if start.entry else "a new run on its weights"
+        )
         run.message(f"going on from {start.path}: {done}")
-    elif forgotten:
-        run.message(f"{run.log_path} has no checkpoint to go on from: starting from the beginning")
     return start
 
 
@@ -121,11 +118,23 @@ class Checkpoints:
         await self.run.flush()
         return await pending.finish(CheckpointLedger(self.run.log_path))
 
-    async def promote(self, entry: CheckpointEntry | None, runner: Runner) -> None:
-        """Make a model of the last checkpoint, if one is wanted.
+    async def end(self, entry: CheckpointEntry | None, runner: Runner, *, stopped: str | None) -> None:
+        """End a run: make a model of its last checkpoint, if one is wanted, and tell its runner.
+
+        Args:
+            entry: The last checkpoint; `None` if there is none.
+            runner: Is told.
+            stopped: Why it was stopped before its end; then nothing is promoted.
 
         **Cancellation:** a promotion that was begun goes on at the service.
         """
+        if stopped is not None:
+            await runner.stopped(stopped)
+            return
+        await self._promote(entry, runner)
+        await runner.completed()
+
+    async def _promote(self, entry: CheckpointEntry | None, runner: Runner) -> None:
         model_id, promoter = self.config.output_model_id, self.trainers.promoter
         if model_id is None:
             return
@@ -134,12 +143,28 @@ class Checkpoints:
         await promote(promoter, entry, model_id, base_model=self.config.base_model)
         await runner.output_model(model_id, checkpoint=entry.name, job_id=entry.source_job_id)
 
-    def check_data(self, start: ResumeInfo | None) -> None:
-        """See to it that a run which goes on has the rows that it had.
+    async def go_on(self, start: ResumeInfo | None, where: Where, phase: str) -> None:
+        """See to it that a run which goes on has the rows that it had, and forget what was logged behind its start.
+
+        Args:
+            start: Where it goes on; `None` is from the beginning.
+            where: Trainers that are up already go on as they are: then nothing is forgotten.
+            phase: The recipe's name in what is logged.
 
         Raises:
-            UsageError: It has others, so that its cursor has no meaning.
+            UsageError: It has other rows, so that its cursor has no meaning; nothing is forgotten.
+            RunDirectoryError: `metrics.jsonl` cannot be written.
+
+        **Cancellation:** what was logged is forgotten, or not, as a whole.
         """
+        self._check_data(start)
+        if where.trainers is not None:
+            return
+        forgotten = await self.run.rewind(phase, start.step if start else 0)
+        if forgotten and start is None:
+            self.run.message(f"{self.run.log_path} has no checkpoint to go on from: starting from the beginning")
+
+    def _check_data(self, start: ResumeInfo | None) -> None:
         before = start.entry.extra.get(DATA_KEY) if start is not None and start.entry is not None else None
         if before is not None and before != self.marks.get(DATA_KEY):
             raise UsageError(

@@ -28,7 +28,7 @@ from fwasync.recipes.batches import Batch, carve_out
 from fwasync.recipes.callbacks import EvalFn, StepCallback
 from fwasync.recipes.loop import Evaluation, Hooks, Loop, LoopConfig, Result, Submitted, open_loop
 from fwasync.recipes.plan import Plan
-from fwasync.recipes.rows import TrainingRows, count_rows, load_rows
+from fwasync.recipes.rows import TrainingRows, count_rows, describe_parity, load_rows
 from fwasync.recipes.stopping import StopRequest
 from fwasync.recipes.trainers import Where
 from fwasync.tracking.run import Run
@@ -137,6 +137,9 @@ async def dry_run(config: Config, *, tokenizer: ChatTokenizer | None, max_seq_le
         f"{config.dataset}: {len(rows.rows)} rows",
         f"tokens: {tokens:,}, of which {trained:,} are trained on",
         rows.describe_dropped() or (f"no row has more than {limit} tokens" if limit else "no row is left out so far"),
+        await describe_parity(
+            config.dataset, tokenizer, renderer_name=config.renderer_name, max_rows=config.max_examples
+        ),
         *Plan.of(config, rows.usable).describe(config),
     ]
 

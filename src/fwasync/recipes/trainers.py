@@ -31,7 +31,7 @@ weights.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Collection
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -52,6 +52,7 @@ from fwasync.checkpoints.promotion import Promoter
 from fwasync.config.launch import Progress
 from fwasync.control.resources import DeploymentInfo, TrainerServiceEndpoint
 from fwasync.errors import FwasyncError, NotFoundError, UsageError
+from fwasync.recipes.claims import claimed
 from fwasync.recipes.config import RecipeConfig
 
 __all__ = ("Trainers", "Where")
@@ -225,26 +226,29 @@ class Where:
         if not reference:
             infra = infra.model_copy(update={"ref_training_shape_id": None})
         fireworks = await stack.enter_async_context(AsyncFireworksClient(self.base_url, self.api_key))
-        jobs = AsyncTrainerJobManager(fireworks)
-        if start is not None and tell is not None:
-            await _tell_of_the_last_job(jobs, start, tell)
-        job_id, reference_job_id = config.jobs
+        jobs, deployments = AsyncTrainerJobManager(fireworks), AsyncDeploymentManager(fireworks)
         stages = 1
         if deploy is not None and infra.training_shape_id is not None:
             shape = await fireworks.resolve_training_profile(infra.training_shape_id)
             stages = shape.pipeline_parallelism
             if not deploy.deployment_shape and not deploy.deployment_accelerator_type and shape.deployment_shape:
                 deploy = deploy.model_copy(update={"deployment_shape": shape.deployment_shape})
+        own = await stack.enter_async_context(claimed(config, infra, deploy, jobs, deployments, tell))
+        if start is not None and tell is not None:
+            await _tell_of_the_last_job(jobs, start, tell, own.taken)
+        if deploy is not None and own.deployment is not None:
+            deploy = deploy.model_copy(update={"deployment_id": own.deployment})
+        job_id, reference_job_id = config.jobs
         up = await stack.enter_async_context(
             provision(
                 jobs,
-                AsyncDeploymentManager(fireworks),
+                deployments,
                 infra=infra,
                 base_model=config.base_model,
                 lora_rank=config.lora_rank,
                 deploy=deploy,
-                job_id=job_id,
-                reference_job_id=reference_job_id,
+                job_id=job_id or own.policy,
+                reference_job_id=reference_job_id or own.reference,
                 on_progress=None if tell is None else _Changes(tell),
             )
         )
@@ -309,10 +313,10 @@ async def _reference_job(
             tell(f"reference trainer job {job.job_id} is not deleted yet, which is tried again at the end: {error}")
 
 
-async def _tell_of_the_last_job(jobs: AsyncTrainerJobManager, start: str, tell: Tell) -> None:
-    """A process that was killed has left its trainer job running, which costs money."""
+async def _tell_of_the_last_job(jobs: AsyncTrainerJobManager, start: str, tell: Tell, known: Collection[str]) -> None:
+    """A process that was killed has left its trainer job running, which costs money; those that are known excepted."""
     job_id, _ = split_cross_job(start) or ("", "")
-    if not job_id:
+    if not job_id or job_id in known:
         return
     try:
         state = (await jobs.get(job_id)).state

@@ -5,7 +5,8 @@ any time (full disk, directory removed). Then nothing that was logged is forgott
 next attempt, and `log`, `flush` or leaving the run says what is wrong.
 
 A directory is used by one run at a time. One that was interrupted can go on in its directory: what it had logged is
-`records` again, and its recipe forgets what lies behind the checkpoint that it resumes from (`rewind`).
+`records` again, and its recipe forgets what lies behind the checkpoint that it resumes from (`rewind`). Until that
+recipe begins (`begin`, `log`), what the directory holds is left as it is: the recipe may find that it cannot go on.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from collections.abc import Callable, Mapping
 from contextvars import Token
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Self
 
 import anyio
 import anyio.to_thread
@@ -34,6 +35,7 @@ from fwasync.tracking.records import Record, is_after, line_of, metric
 from fwasync.tracking.settings import config_json
 from fwasync.tracking.timers import Timings, current_timings
 from fwasync.tracking.wandb import WANDB_FILE, WandB, WandBSettings
+from fwasync.tracking.watching import Ticking, View
 
 __all__ = ("Record", "Run", "Ticking", "View", "open_run")
 
@@ -44,39 +46,6 @@ _CONFIG = "config.json"
 _OWN_FILES = (_METRICS, _CONFIG, WANDB_FILE)
 _LEAVE_S = 2.0
 _TICK_S = 0.25
-
-
-class View(Protocol):
-    """Somebody who watches a run. Called on the event loop, so every method returns at once."""
-
-    def begin(self, phase: str, total_steps: int) -> None:
-        """A phase of so many steps begins."""
-        ...
-
-    def show(self, record: Record) -> None:
-        """A step was logged."""
-        ...
-
-    def gauge(self, name: str, value: float) -> None:
-        """A live number changed, between steps."""
-        ...
-
-    def message(self, text: str) -> None:
-        """Something worth a sentence happened."""
-        ...
-
-    def close(self) -> None:
-        """The run has ended. May be called again."""
-        ...
-
-
-@runtime_checkable
-class Ticking(Protocol):
-    """A view with something that moves while nothing happens, such as a clock."""
-
-    def tick(self) -> None:
-        """Time has passed."""
-        ...
 
 
 class Run:
@@ -119,6 +88,10 @@ class Run:
         self._failure: OSError | None = None
         self._began = 0.0
         self._open = False
+        self._has_begun = False
+        self._new_config: str | None = None
+        self._is_settled = anyio.Event()
+        """The directory has this run's configuration, and not that of the run which it held."""
 
     def __repr__(self) -> str:
         return f"<Run {self.log_path} {'open' if self._open else 'not open'}: {len(self.records)} records>"
@@ -128,11 +101,17 @@ class Run:
         """Where the run is at W&B, as a sentence; empty if it is not there, or not yet."""
         return "" if self._wandb is None else self._wandb.place
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether a phase was begun, or something logged, since the run was opened."""
+        return self._has_begun
+
     # -- what happens in the run -----------------------------------------------------------------
 
     def begin(self, phase: str, total_steps: int) -> None:
         """Tell the view that a phase of `total_steps` steps begins."""
         self._check_open()
+        self._go_on()
         self._tell(lambda view: view.begin(phase, total_steps))
 
     def log(self, phase: str, step: int, metrics: Mapping[str, float]) -> None:
@@ -152,7 +131,7 @@ class Run:
         self._lines.add(line_of(record))
         if self._wandb is not None:
             self._wandb.add(record)
-        self._wake.set()
+        self._go_on()
         self._tell(lambda view: view.show(record))
         if self._failure is not None:
             raise self._cannot_write(self._failure)
@@ -247,7 +226,7 @@ class Run:
         self._background.start(self._write_on)
         self._background.start(self._tick_on)
         if self._wandb is not None:
-            self._background.start(self._wandb.serve, json.loads(config))
+            self._background.start(self._serve_wandb, self._wandb, json.loads(config))
         self._timings_token = current_timings.set(self.timings)
         self._open = True
         return self
@@ -256,6 +235,8 @@ class Run:
         changed = await anyio.to_thread.run_sync(self._claim, config, limiter=self._limiter)
         before_s = max((record.time_s for record in self.records), default=0.0)
         self._began = time.monotonic() - before_s
+        if self._new_config is None:
+            self._is_settled.set()
         if changed:
             self._notify(f"the run in {self.log_path} was begun with another configuration: {', '.join(changed)}")
         await self._background.open()
@@ -270,7 +251,7 @@ class Run:
         try:
             failure = await self._write_the_rest()
         finally:
-            if self._wandb is not None:
+            if self._wandb is not None and self._is_settled.is_set():
                 await self._wandb.finish(ok=error is None)
             self._tell(lambda view: view.close())
             self._lock.release()
@@ -291,22 +272,30 @@ class Run:
         self._lock.acquire()
         if not self._resume:
             self._refuse_used()
-        path = self.log_path / _CONFIG
-        changed = list(changes(read_config(path) or json.loads(config), json.loads(config)))
+        before = read_config(self.log_path / _CONFIG)
+        changed = list(changes(before or json.loads(config), json.loads(config)))
         new = not os.path.lexists(self._lines.path)
         if new:
             with self._lines.path.open("xb"):
                 pass
         try:
             self.records += read_metrics(self._lines.path)
-            write_atomically(path, config)
-            if self._wandb is not None:
-                self._wandb.claim(self.log_path)
+            self._new_config = config
+            if before is None:
+                self._settle()
         except OSError:
             if new:
                 self._lines.path.unlink(missing_ok=True)
             raise
         return changed
+
+    def _settle(self) -> None:
+        """Write this run's configuration, if that is still to be done."""
+        if self._new_config is not None:
+            write_atomically(self.log_path / _CONFIG, self._new_config)
+            if self._wandb is not None:
+                self._wandb.claim(self.log_path)
+            self._new_config = None
 
     def _refuse_used(self) -> None:
         for name in (_METRICS, _CONFIG):
@@ -317,6 +306,19 @@ class Run:
                 )
 
     # -- writing ---------------------------------------------------------------------------------
+
+    def _go_on(self) -> None:
+        self._has_begun = True
+        self._wake.set()
+
+    async def _serve_wandb(self, wandb: WandB, config: Mapping[str, Any]) -> None:
+        await self._is_settled.wait()
+        await wandb.serve(config)
+
+    def _write_out(self, sync: bool) -> None:
+        if self._has_begun:
+            self._settle()
+        self._lines.drain(sync)
 
     async def _write_on(self) -> None:
         while True:
@@ -329,11 +331,13 @@ class Run:
         count = 0 if self._wandb is None else self._wandb.added
         try:
             # A thread that is left behind by a cancellation finishes its lines; the next one waits for it.
-            await anyio.to_thread.run_sync(self._lines.drain, sync, abandon_on_cancel=True, limiter=self._limiter)
+            await anyio.to_thread.run_sync(self._write_out, sync, abandon_on_cancel=True, limiter=self._limiter)
         except OSError as error:
             self._failure = error
             raise self._cannot_write(error) from error
         self._failure = None
+        if self._new_config is None:
+            self._is_settled.set()
         if self._wandb is not None:
             self._wandb.release(count)
 
@@ -393,7 +397,8 @@ def open_run(
 ) -> Run:
     """Make a run, to be entered with `async with`.
 
-    Entering creates the directory with its parents, locks it, and writes `config.json`, with secrets masked.
+    Entering creates the directory with its parents, locks it, and writes `config.json`, with secrets masked. Where it
+    goes on with a run, that is written as soon as a phase begins: until then it can be refused, and nothing is changed.
 
     Args:
         log_path: A directory that does not hold a run yet; with `resume` it may.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
@@ -109,3 +111,14 @@ class FakePlane(httpx.AsyncBaseTransport):
         states = found[name]
         state = states.pop(0) if len(states) > 1 and request.method == "GET" else states[0]
         return 200, {"name": f"accounts/acme/{kind}/{name}", "state": state, "baseModel": MODEL}
+
+
+@asynccontextmanager
+async def nothing_left(plane: FakePlane) -> AsyncGenerator[AsyncFireworksClient]:
+    """A client; after it, only what existed before is left, also when everything on its way has arrived."""
+    before, tasks = plane.alive, asyncio.all_tasks()
+    async with plane.client() as client:
+        yield client
+    assert asyncio.all_tasks() == tasks
+    plane.arrive()
+    assert plane.alive == before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
 import anyio
@@ -18,6 +19,8 @@ from fwasync.control.client import AsyncFireworksClient
 from fwasync.control.deployments import AsyncDeploymentManager
 from fwasync.control.trainer_jobs import AsyncTrainerJobManager
 from fwasync.testing import virtual_time
+from support.sweep import STEP_S, struck
+from unit.control import fake_plane
 from unit.control.fake_plane import MODEL, Answer, FakePlane
 
 KINDS = ["trainer", "named trainer", "deployment", "named deployment", "both"]
@@ -44,14 +47,10 @@ async def launch_both(client: AsyncFireworksClient) -> AsyncGenerator[None]:
 
 @asynccontextmanager
 async def nothing_left(plane: FakePlane) -> AsyncGenerator[AsyncFireworksClient]:
-    """A client; after it, only what existed before is left, also when everything on its way has arrived."""
+    """A client beside resources of others."""
     plane.jobs["theirs"], plane.deployments["theirs-too"] = ["JOB_STATE_RUNNING"], ["READY"]
-    before, tasks = plane.alive, asyncio.all_tasks()
-    async with plane.client() as client:
+    async with fake_plane.nothing_left(plane) as client:
         yield client
-    assert asyncio.all_tasks() == tasks
-    plane.arrive()
-    assert plane.alive == before
 
 
 @kinds
@@ -69,25 +68,12 @@ def test_cancelled_at_every_instant(kind: str, native: bool) -> None:
     async def hit(at: float) -> bool:
         plane = FakePlane(latency=0.1)
         async with nothing_left(plane) as client:
-            scope = anyio.CancelScope()
-
-            async def use() -> None:
-                with scope:
-                    async with launch(kind, client):
-                        await anyio.sleep(1)
-
-            task = asyncio.ensure_future(use())
-            await anyio.sleep(at)
-            struck = not task.done()
-            task.cancel() if native else scope.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
-        return struck
+            return await struck(partial(launch, kind, client), at=at, stay_s=1, native=native)
 
     @virtual_time
     async def run() -> None:
         n = 0
-        while await hit(n * 0.049):
+        while await hit(n * STEP_S):
             n += 1
         assert n > 40
 
@@ -97,8 +83,8 @@ def test_cancelled_at_every_instant(kind: str, native: bool) -> None:
 @kinds
 @virtual_time
 async def test_cancelled_at_every_step(kind: str) -> None:
-    n, struck = 0, True
-    while struck:
+    n, in_time = 0, True
+    while in_time:
         plane = FakePlane(looks=0)  # no pauses: only steps
         async with nothing_left(plane) as client:
 
@@ -109,7 +95,7 @@ async def test_cancelled_at_every_step(kind: str) -> None:
             task = asyncio.ensure_future(use())
             for _ in range(n):
                 await asyncio.sleep(0)
-            struck = not task.done() and n < 2000
+            in_time = not task.done() and n < 2000
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
@@ -129,7 +115,7 @@ async def test_cancelled_again_and_again(kind: str) -> None:
                     await anyio.sleep(1)
 
             task = asyncio.ensure_future(use())
-            await anyio.sleep(n * 0.049)
+            await anyio.sleep(n * STEP_S)
             while not task.done():
                 task.cancel()
                 await anyio.sleep(0.03)

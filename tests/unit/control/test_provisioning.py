@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import AsyncGenerator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Any
 
 import anyio
@@ -19,7 +18,8 @@ from fwasync.control.deployments import AsyncDeploymentManager
 from fwasync.control.provisioning import Provisioned, provision
 from fwasync.control.trainer_jobs import AsyncTrainerJobManager
 from fwasync.testing import virtual_time
-from unit.control.fake_plane import MODEL, Answer, FakePlane
+from support.sweep import STEP_S, struck
+from unit.control.fake_plane import MODEL, Answer, FakePlane, nothing_left
 
 SHAPE = "accounts/fireworks/trainingShapes/ts"
 INFRA = InfraConfig(training_shape_id=SHAPE, ref_training_shape_id=f"{SHAPE}-forward", trainer_timeout_s=60)
@@ -28,16 +28,6 @@ INFRA = InfraConfig(training_shape_id=SHAPE, ref_training_shape_id=f"{SHAPE}-for
 def everything(client: AsyncFireworksClient, **kw: Any) -> AbstractAsyncContextManager[Provisioned]:
     settings: dict[str, Any] = {"infra": INFRA, "deploy": DeployConfig(), "base_model": MODEL, "lora_rank": 8, **kw}
     return provision(AsyncTrainerJobManager(client), AsyncDeploymentManager(client), **settings)
-
-
-@asynccontextmanager
-async def nothing_left(plane: FakePlane) -> AsyncGenerator[AsyncFireworksClient]:
-    before, tasks = plane.alive, asyncio.all_tasks()
-    async with plane.client() as client:
-        yield client
-    assert asyncio.all_tasks() == tasks
-    plane.arrive()
-    assert plane.alive == before
 
 
 @virtual_time
@@ -78,25 +68,12 @@ def test_cancelled_at_every_instant(native: bool) -> None:
     async def hit(at: float) -> bool:
         plane = FakePlane(latency=0.1)
         async with nothing_left(plane) as client:
-            scope = anyio.CancelScope()
-
-            async def use() -> None:
-                with scope:
-                    async with everything(client):
-                        await anyio.sleep(0.5)
-
-            task = asyncio.ensure_future(use())
-            await anyio.sleep(at)
-            struck = not task.done()
-            task.cancel() if native else scope.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
-        return struck
+            return await struck(partial(everything, client), at=at, stay_s=0.5, native=native)
 
     @virtual_time
     async def run() -> None:
         n = 0
-        while await hit(n * 0.049):
+        while await hit(n * STEP_S):
             n += 1
         assert n > 40
 

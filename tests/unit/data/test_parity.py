@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from hypothesis import given
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from fwasync.data.chat import ChatTokenizer
 from fwasync.data.jsonl import Chat
 from fwasync.data.messages import Message
-from fwasync.data.parity import check_parity, first_divergence
+from fwasync.data.parity import check_parity, compare_rows, first_divergence
 from unit.data.conftest import CHATML
 
 Make = Callable[..., ChatTokenizer]
@@ -79,3 +81,45 @@ def test_prompts_are_compared_too(chat_tokenizer: Make) -> None:
     assert ours == "  renderer  [] ''"
     assert theirs.startswith("  template  [")
     assert theirs.endswith(r"] '\n'")
+
+
+def test_the_prompt_of_the_message_to_come_is_compared(chat_tokenizer: Make) -> None:
+    tokenizer = chat_tokenizer(CHATML)
+    found = check_parity(Forgetful(tokenizer), tokenizer, [chat(("user", "the"))])
+    assert found is not None
+    assert found.what == "the prompt of the next message"
+
+
+CHATS = [{"role": "user", "content": "the"}, {"role": "assistant", "content": "fox"}]
+SPELT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b<|im_end|>"}]
+
+
+def file_of(path: Path, *rows: object) -> Path:
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return path
+
+
+async def test_rows_of_any_kind_of_file_are_compared(chat_tokenizer: Make, tmp_path: Path) -> None:
+    tokenizer = chat_tokenizer(CHATML)
+    sides = {"chosen": {"messages": CHATS}, "rejected": {"messages": CHATS}}
+    texts = {"chosen": {"text": "a"}, "rejected": {"text": "b"}}
+    path = file_of(tmp_path / "rows.jsonl", {"messages": CHATS[:1]}, {"messages": "faulty"}, sides, texts)
+    found = await compare_rows(path, tokenizer)
+    assert (found.rows, found.failure, found.is_expected) == (2, None, True)
+    assert str(found) == "2 compared, with the chat template's tokens"
+    assert str(await compare_rows(file_of(path, texts), tokenizer)) == "no row is a conversation"
+    path = file_of(path, {"messages": CHATS}, {**sides, "rejected": {"messages": SPELT}}, {"messages": SPELT})
+    found = await compare_rows(path, tokenizer)
+    assert found.failure is not None
+    assert (found.failure.line, found.is_expected) == (2, True)
+    assert str(found).endswith("\n  a message spells a special token, which stays text here")
+    assert (await compare_rows(path, tokenizer, max_rows=1)).failure is None
+
+
+async def test_another_renderer_that_differs_is_not_expected(chat_tokenizer: Make, tmp_path: Path) -> None:
+    tokenizer = chat_tokenizer(CHATML)
+    path = file_of(tmp_path / "rows.jsonl", {"messages": [{"role": "tool"}, *CHATS]}, {"messages": CHATS})
+    found = await compare_rows(path, tokenizer, renderer=Forgetful(tokenizer))
+    assert found.failure is not None
+    assert (found.failure.line, found.failure.what) == (2, "the prompt of messages[1]")
+    assert (found.rows, found.is_expected) == (1, False)

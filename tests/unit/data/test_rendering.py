@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -94,10 +95,11 @@ def test_a_renderer_is_an_object_or_a_name_or_the_chat_template(
     assert resolve_renderer(words, tokenizer) is words
     module = ModuleType("my_renderers")
     monkeypatch.setitem(sys.modules, "my_renderers", module)
-    vars(module).update(Words=Words, words=words, nothing=lambda tokenizer: None)
+    vars(module).update(Words=Words, words=words, nothing=lambda tokenizer: None, same=lambda given: given)
     made = resolve_renderer("my_renderers:Words", tokenizer)
-    assert isinstance(made, Words)
-    assert made.tokenizer is tokenizer
+    assert isinstance(made, Renderer)
+    assert made.render([Message("user", "abc")]) == [3]
+    assert resolve_renderer("my_renderers:same", tokenizer) is tokenizer
     for choice, told in (
         ("qwen3", "must look like 'module:attribute' or 'file.py:attribute', or be left out"),
         ("my_renderers:", "must look like"),
@@ -110,3 +112,64 @@ def test_a_renderer_is_an_object_or_a_name_or_the_chat_template(
     ):
         with pytest.raises(UsageError, match=told):
             resolve_renderer(choice, tokenizer)  # pyright: ignore[reportArgumentType]
+
+
+BROKEN = """\
+class Broken:
+    def __init__(self, tokenizer):
+        self.given = tokenizer["given"]
+
+    def render(self, messages, *, add_generation_prompt=False, tools=()):
+        return self.given(messages)
+
+    def supervised(self, messages, trained, *, tools=()):
+        return [1, 2], self.given(messages)
+"""
+
+
+@pytest.fixture
+def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Makes the renderer of that file, under its name."""
+    path = tmp_path / "broken_renderer.py"
+    path.write_text(BROKEN)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, path.stem, raising=False)
+    return lambda **given: resolve_renderer(f"{path}:Broken", given)
+
+
+def test_what_a_named_renderer_raises_is_its_own_error(broken: Callable[..., Any]) -> None:
+
+    def raises(messages: Any) -> Any:
+        raise failure
+
+    failure: Exception = KeyError("x")
+    with pytest.raises(UsageError, match=r"^renderer '.*:Broken' raised KeyError: 'given' \(\w+\.py, line 3\)"):
+        broken()
+    made = broken(given=raises)
+    for call in (lambda: made.render(CHAT), lambda: made.supervised(CHAT, [1])):
+        with pytest.raises(UsageError, match=r"^renderer '.*:Broken' raised KeyError: 'x' \("):
+            call()
+    failure = RenderRefusal("not this one")
+    with pytest.raises(RenderRefusal, match="not this one"):
+        made.render(CHAT)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (None, "tokens that are no list of integers: None"),
+        ([[1], [2, 3]], r"tokens that are no list of integers: \[\[1\], \[2, 3\]\]"),
+        (["a"], r"tokens that are no list of integers: \['a'\]"),
+        ([0.5], r"tokens that are no list of integers: \[0\.5\]"),
+        ([-1, 3], "tokens from -1 to 3"),
+        ([2**31], "tokens from 2147483648 to 2147483648"),
+    ],
+)
+def test_what_a_named_renderer_gives_is_looked_at(given: Any, told: str, broken: Callable[..., Any]) -> None:
+    with pytest.raises(UsageError, match=rf"Broken' gave {told}$"):
+        broken(given=lambda messages: given).render(CHAT)
+
+
+def test_weights_that_are_none(broken: Callable[..., Any]) -> None:
+    with pytest.raises(UsageError, match=r"gave weights that are no list of numbers: \['all'\]$"):
+        broken(given=lambda messages: ["all"]).supervised(CHAT, [1])

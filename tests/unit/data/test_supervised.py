@@ -131,7 +131,7 @@ def test_an_error_of_a_renderer_tells_its_row(tokenizer: ChatTokenizer) -> None:
 
     with pytest.raises(AssertionError, match="no such role") as caught:
         tokenize("a.jsonl", [Chat(TURNS, 4)], tokenizer, max_seq_len=9, renderer=Broken())
-    assert caught.value.__notes__ == ["it was raised by Broken for line 4"]
+    assert caught.value.__notes__ == ["the renderer was asked for line 4 of a.jsonl"]
 
 
 def write(path: Path, count: int) -> Path:

@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from fwasync.cli.settings import Settings
+from fwasync.errors import UsageError
+
 COOKBOOK: dict[str, Any] = tomllib.loads(Path(__file__).with_name("cookbook.toml").read_text(encoding="utf-8"))
 DOCS = Path(__file__).parents[3] / "docs" / "recipes"
 DIFFERENT: dict[str, list[str]] = COOKBOOK.pop("different")
@@ -50,6 +53,19 @@ def test_the_page_of_a_recipe_names_what_is_different(recipe: str) -> None:
     assert told
     assert not missing
     assert not [name for name in DIFFERENT[recipe] if name in COOKBOOK[recipe]]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "name"), [(recipe, name) for recipe in COOKBOOK for name in DIFFERENT[recipe] if name != "dataset"]
+)
+def test_what_is_not_taken_is_refused_with_what_to_do_instead(recipe: str, name: str) -> None:
+    instead = {"grad_accum": "batch_size", "policy_base_url": "--base-url", "reference_base_url": "reference_job_id"}
+    with pytest.raises(ValueError, match=rf"Config does not take '{name}': .*{instead[name]}"):
+        config(recipe)(log_path="run", **{name: 2})
+    settings = Settings()
+    settings.override([f"{name}=2", "log_path=run"], config(recipe))
+    with pytest.raises(UsageError, match=rf"^{name}: '{name}' is not taken: .*{instead[name]}"):
+        settings.build(config(recipe))
 
 
 def test_log_path_is_the_only_one_that_must_be_given() -> None:

@@ -156,7 +156,11 @@ async def test_a_dry_run_tells_of_the_pairs(tmp_path: Path) -> None:
     assert told[0].endswith("pairs.jsonl: 3 rows, 2 pairs to train on")
     assert told[1] == "tokens: 24, on both sides"
     assert told[2].startswith("1 of 3 rows are left out: line 2: without a difference")
-    assert told[3:] == ["3 steps of 2 rows: 3.00 passes over the data", "2 checkpoint(s)"]
+    assert told[3:] == [
+        "rendering: 3 compared, with the chat template's tokens",
+        "3 steps of 2 rows: 3.00 passes over the data",
+        "2 checkpoint(s)",
+    ]
     told = await orpo.dry_run(config(orpo, dataset=str(fixture.data)), tokenizer=None, max_seq_len=64)
     assert told[0].endswith("3 rows")
     assert "not known" in told[1]

@@ -29,7 +29,7 @@ def test_the_defaults_can_be_run() -> None:
     [
         ({"policy_loss": "grppo"}, "there is no policy loss 'grppo'; did you mean 'grpo'?"),
         ({"infra": {"training_shape_id": SHAPE}}, "tokenizer_model is empty; name it"),
-        ({"router_replay": True}, "trainers of this SDK take no routing matrices"),
+        ({"router_replay": True}, "trainers are sent no routing matrices, and choose"),
         ({"batch_size": 8}, "batch_size is set; a step's size is prompt_groups_per_step times"),
         ({"deployment": {"deployment_id": "d"}}, "only a trainer job's weights are synced: set infra too"),
         ({"dcp_save_interval": 2, "weight_sync": {"dcp_save_interval": 3}}, "differ; set one of them"),

@@ -181,7 +181,9 @@ async def test_rows_that_are_left_out_are_told_and_counted(tmp_path: Path) -> No
     assert sum(len(datums) for _, datums in fixture.trainer.batches) == 2
     assert result.checkpoint is not None
     assert result.checkpoint.data_consumed == 3
-    with pytest.raises(DatasetError, match="all 3 rows are longer than 2 tokens"):
+    with pytest.raises(
+        DatasetError, match=r"all 3 rows are longer than 2 tokens; nothing is left\. The shortest has \d+ \(line \d\)"
+    ):
         await fixture.train(max_seq_len=2, log_path=tmp_path / "other")
 
 

@@ -402,6 +402,25 @@ async def test_a_run_goes_on_where_it_was_left(tmp_path: Path, caplog: pytest.Lo
     assert "torn by a crash" in caplog.text
 
 
+async def test_a_run_that_does_not_go_on_leaves_the_other_as_it_was(tmp_path: Path) -> None:
+    async with open_run(tmp_path, config={"lr": 1}, resume=True) as run:
+        run.log("sft", 1, {})
+    path = tmp_path / "config.json"
+    before = path.read_bytes()
+    for begins in (False, True):
+        assert path.read_bytes() == before
+        with pytest.raises(ValueError, match="refused"):
+            async with open_run(tmp_path, config={"lr": 2}, resume=True) as run:
+                assert not run.has_begun
+                run.message("going on")
+                await run.flush()
+                if begins:
+                    run.begin("sft", 2)
+                assert run.has_begun == begins
+                raise ValueError("refused")
+    assert json.loads(path.read_text()) == {"lr": 2}
+
+
 async def test_a_broken_line_is_skipped_and_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     good = b'{"time_s": 1.0, "phase": "sft", "step": 1}\n'
     (tmp_path / "metrics.jsonl").write_bytes(good + b'what\n[1]\n{"phase": "sft", "step": "x", "time_s": 1}\n' + good)

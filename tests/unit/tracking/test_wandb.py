@@ -149,9 +149,22 @@ async def test_a_run_that_goes_on_is_the_same_run_there(stage: Stage) -> None:
     one, other = stage.said("init")
     assert one["id"] == other["id"]
     assert [row["train/step"] for row in stage.said("log")] == [1, 2]
-    async with stage.run(wandb=WandBConfig(entity="team", project="another")):
-        pass
+    async with stage.run(wandb=WandBConfig(entity="team", project="another")) as run:
+        run.begin("sft", 2)
     assert stage.said("init")[2]["id"] != one["id"]
+
+
+async def test_a_run_that_does_not_go_on_is_not_told(stage: Stage) -> None:
+    stage.plays(RECORDING)
+    async with stage.run() as run:
+        run.log("sft", 1, {"train/loss": 2.5})
+    async with stage.run(wandb=WandBConfig(entity="team", project="another")) as run:
+        run.message("refused")
+    assert len(stage.said("init")) == 1
+    assert json.loads((stage.log_path / "wandb.json").read_text())["project"] == "sorting"
+    async with stage.run(wandb=WandBConfig(entity="team", project="another")) as run:
+        run.begin("sft", 2)
+    assert [given["project"] for given in stage.said("init")] == ["sorting", "another"]
 
 
 async def test_steps_that_are_taken_again_are_logged_again(stage: Stage) -> None:

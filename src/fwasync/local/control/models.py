@@ -54,6 +54,11 @@ class Models:
             return Weights(record.engine_model, self._root / record.id)
         return Weights(engine_name(self.get(name).name), None)
 
+    def promoted(self, name: str) -> Path | None:
+        """Where the snapshot is that a promoted model was made of; `None` if there is no such model."""
+        record = self._record(name)
+        return None if record is None else self._root / record.id
+
     def of_engine(self, name: str) -> Model:
         """A base model by the engine's name."""
         return self._base[model_name(name)]

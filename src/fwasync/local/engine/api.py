@@ -266,8 +266,16 @@ class Trainer(Protocol):
         """
         ...
 
+    def load_adapter(self, directory: Path) -> None:
+        """Take the weights of the adapter in a snapshot that `export` wrote; the optimizer starts anew.
+
+        Gathered gradients are dropped. Raises EngineError if the directory holds no snapshot of an adapter, or one of
+        another base model or kind of adapter.
+        """
+        ...
+
     def export(self, directory: Path) -> None:
-        """Write a snapshot for a sampler (merged weights) into an existing, empty directory."""
+        """Write a snapshot for a sampler into an existing, empty directory: merged weights, and an adapter's own."""
         ...
 
 

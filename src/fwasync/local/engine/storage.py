@@ -1,7 +1,8 @@
 """Checkpoints and snapshots on disk: safetensors files beside a meta.json.
 
 A checkpoint has `weights`, `first_moment` and `second_moment` (of an adapter, A and B only). A
-snapshot has `model`, adapter merged, and the `config.json` with which Hugging Face tools open it.
+snapshot has `model`, adapter merged, and the `config.json` with which Hugging Face tools open it; of an
+adapter also `adapter`, its A and B.
 meta.json is written last; reading checks everything before it returns.
 """
 

@@ -36,6 +36,7 @@ __all__ = ("NumpyTrainer",)
 _WEIGHTS = "weights.safetensors"
 _FIRST_MOMENT = "first_moment.safetensors"
 _SECOND_MOMENT = "second_moment.safetensors"
+_ADAPTER = "adapter.safetensors"
 
 
 @dataclass(slots=True)
@@ -163,10 +164,26 @@ class NumpyTrainer:
         self._parameters.refresh()
         self._gathered = None
 
+    def load_adapter(self, directory: Path) -> None:
+        """Take an adapter's weights from a snapshot; see `Trainer.load_adapter`."""
+        info = read_info(directory)
+        if self._lora is None:
+            raise EngineError("this model trains all parameters; an adapter is for one that trains a LoRA adapter")
+        if info.kind != "snapshot" or info.lora is None:
+            raise EngineError(f"{directory.name} holds no LoRA adapter; export a snapshot of a model that trains one")
+        self._check_fits(info, "adapter")
+        flat = self._parameters.flat
+        flat[...] = read_flat(directory / _ADAPTER, self._parameters.layout, flat)
+        self._adam = AdamState.like(flat)
+        self._parameters.refresh()
+        self._gathered = None
+
     def export(self, directory: Path) -> None:
         """Write a sampler snapshot; see `Trainer.export`."""
         layout = self._parameters.model_layout
         write_flat(directory / "model.safetensors", layout, self._parameters.model)
+        if self._lora is not None:
+            write_flat(directory / _ADAPTER, self._parameters.layout, self._parameters.flat)
         tied = self._weights.unembedding is self._weights.embedding
         write_json(directory / "config.json", self._architecture.huggingface_config(tied=tied))
         write_info(directory, self._info("snapshot"))
@@ -219,11 +236,14 @@ class NumpyTrainer:
     def _check_origin(self, info: SnapshotInfo, directory: Path) -> None:
         if info.kind != "checkpoint":
             raise EngineError(f"{directory} is a sampler snapshot: training cannot resume from it")
+        self._check_fits(info, "checkpoint")
+
+    def _check_fits(self, info: SnapshotInfo, what: str) -> None:
         if info.base_model != self._architecture.name:
-            raise EngineError(f"the checkpoint is of {info.base_model}, this model of {self._architecture.name}")
+            raise EngineError(f"the {what} is of {info.base_model}, this model of {self._architecture.name}")
         theirs, ours = _adapter_kind(info.lora), _adapter_kind(self._lora)
         if theirs != ours:
-            raise EngineError(f"the checkpoint holds {theirs}, this model trains {ours}")
+            raise EngineError(f"the {what} holds {theirs}, this model trains {ours}")
 
 
 def _adapter_kind(lora: Lora | None) -> str:
