@@ -20,10 +20,9 @@ import sys
 import time
 import urllib.request
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -35,7 +34,8 @@ SERVER, CLIENT = 0, -1
 """Which of the cores a process is held to: the first, or the last."""
 
 Settings = dict[str, Any]
-Measures = dict[str, float]
+Measures = dict[str, Any]
+"""Numbers that columns show, and what else is to be kept of a round."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,14 @@ class Client:
         package: Whose version is told; `None` has none.
         environment: Name of the environment (see `environments`) it runs in; `None` is this one.
         share: What part of a cell's `count` it does: less than all where it is slow.
+        short_rounds: How many rounds it takes part in of the short form's.
     """
 
     run: Callable[[str, Settings], Awaitable[Measures]]
     package: str | None = None
     environment: str | None = None
     share: float = 1.0
+    short_rounds: int = 3
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class Column:
 RATE = Column("per_s", "per second", 0)
 CPU = Column("cpu_ms", "CPU ms each", 3)
 STALL = Column("stall_ms", "longest stall ms")
+STALL_CPU = Column("stall_cpu_ms", "of its own CPU")
 MEMORY = Column("rss_mb", "peak RSS MB", 0)
 
 
@@ -121,19 +124,28 @@ async def load(one: Callable[[], Awaitable[object]], in_flight: int, count: int,
 
 
 class Stall:
-    """How long the loop is kept from calling what is due, at most; in ms. It looks every millisecond."""
+    """How long the loop is kept from calling what is due, at most; in ms. It looks every millisecond.
+
+    `cpu_ms` is the CPU time of this process between two looks, at most: what it kept its loop from, whatever the
+    neighbours on the machine did.
+    """
 
     def __init__(self) -> None:
-        self.ms = 0.0
+        self.ms = self.cpu_ms = 0.0
 
     def __enter__(self) -> Stall:
         self._loop = asyncio.get_running_loop()
+        self._cpu = time.process_time()
         self._tick_at(self._loop.time())
         return self
 
+    def measures(self) -> Measures:
+        return {"stall_ms": self.ms, "stall_cpu_ms": self.cpu_ms}
+
     def _tick_at(self, due: float) -> None:
-        now = self._loop.time()
+        now, cpu = self._loop.time(), time.process_time()
         self.ms = max(self.ms, (now - due) * 1e3)
+        self.cpu_ms, self._cpu = max(self.cpu_ms, (cpu - self._cpu) * 1e3), cpu
         self._timer = self._loop.call_at(now + 1e-3, self._tick_at, now + 1e-3)
 
     def __exit__(self, *_: object) -> None:
@@ -146,15 +158,14 @@ async def measure(
 ) -> Measures:
     """What calls cost, of which so many are under way at a time.
 
-    The loop's stalls are measured in a first pass, which warms up what is to be warm; all else in a second one, which is
-    not disturbed by looking. A pass that takes longer than `limit_s` is cut off: what has ended until then counts, and
-    the process ends with it, since a client that is so slow may be slow to cancel too.
+    The loop's stalls are measured in a first pass, which warms up what is to be warm; all else in a second one, which
+    nothing that looks disturbs. A pass that takes more than `limit_s` of CPU time is cut off: what has ended until then
+    counts, and the process ends with it, since a client that is so slow may be slow to cancel too.
     """
-    for _ in range(3):
-        await one()
-    with Stall() as stall:
-        await passed(one, url, in_flight, max(in_flight, count // 4), limit_s, lambda: {"stall_ms": stall.ms})
-    return await passed(one, url, in_flight, count, limit_s, lambda: {"stall_ms": stall.ms})
+    await load(one, 1, 3, [])  # as below, so that the first pass imports nothing any more
+    stall = Stall()
+    await passed(one, url, in_flight, max(in_flight, count // 4), limit_s, stall.measures, stall)
+    return await passed(one, url, in_flight, count, limit_s, stall.measures)
 
 
 async def passed(
@@ -164,12 +175,15 @@ async def passed(
     count: int,
     limit_s: float,
     more: Callable[[], Measures],
+    stall: Stall | None = None,
 ) -> Measures:
     """One pass, and what was measured beside."""
     ended: list[float] = []
     served, cpu, started = server_counts(url)["cpu_s"], time.process_time(), time.perf_counter()
     task = asyncio.ensure_future(load(one, in_flight, count, ended))
-    await asyncio.wait({task}, timeout=limit_s)
+    with stall or nullcontext():  # asking the server blocks
+        while not task.done() and time.process_time() - cpu < limit_s:
+            await asyncio.wait({task}, timeout=0.5)
     wall, cpu, done = time.perf_counter() - started, time.process_time() - cpu, max(len(ended), 1)
     measures = {
         "per_s": done / wall,
@@ -197,6 +211,13 @@ def peak_rss_mb() -> float:
         scale = 2**20 if sys.platform == "darwin" else 2**10
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
     return int(status.partition("VmHWM:")[2].split()[0]) / 2**10
+
+
+def restart_peak_rss_mb() -> float:
+    """Let the peak begin anew, where that can be done (on Linux); what is resident now."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    return peak_rss_mb()
 
 
 def report(measures: Measures) -> NoReturn:
@@ -243,6 +264,24 @@ def machine() -> Machine:
     return Machine(str(date.today()), platform.python_version(), os.cpu_count() or 1, processor, os.getloadavg()[0])
 
 
+def interpreter(client: Client) -> str:
+    """Which a client runs with; its environment is made if need be."""
+    import environments
+
+    return environments.ENVIRONMENTS[client.environment]() if client.environment else sys.executable
+
+
+def version_of(client: Client) -> str | None:
+    """The version of its package, as its environment has it."""
+    if client.package is None:
+        return None
+    program = "import sys; from importlib.metadata import version; print(version(sys.argv[1]))"
+    done = subprocess.run(
+        [interpreter(client), "-c", program, client.package], capture_output=True, text=True, check=True
+    )
+    return f"{client.package} {done.stdout.strip()}"
+
+
 @contextmanager
 def server() -> Iterator[str]:
     """A neutral server in a process of its own, on a core of its own; its URL."""
@@ -258,15 +297,23 @@ def server() -> Iterator[str]:
 
 def run_client(script: str, name: str, client: Client, url: str, settings: Settings) -> Measures:
     """Run a client in a process of its own."""
-    import environments
-
-    python = environments.ENVIRONMENTS[client.environment]() if client.environment else sys.executable
     settings = dict(settings)
     if "count" in settings:
         settings["count"] = max(int(settings["count"] * client.share), settings.get("in_flight", 1))
-    command = [python, "-W", "ignore", script, "--client", name, "--url", url, "--settings", json.dumps(settings)]
+    command = [
+        interpreter(client),
+        "-W",
+        "ignore",
+        script,
+        "--client",
+        name,
+        "--url",
+        url,
+        "--settings",
+        json.dumps(settings),
+    ]
     environment = {**os.environ, "TINKER_TELEMETRY": "0", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=3600)
     if done.returncode or not done.stdout:
         sys.exit(f"{name}: {done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -281,6 +328,8 @@ def measured(case: Case, options: argparse.Namespace, url: str) -> Iterator[dict
         for number in range(options.rounds):
             for name, client in case.clients.items():
                 if name in cell.without or (options.tiny and client.environment):
+                    continue
+                if options.short and number >= client.short_rounds:
                     continue
                 measures = run_client(script, name, client, url, settings)
                 yield {"cell": cell.name, "client": name, "round": number, **measures}
@@ -312,10 +361,10 @@ def table(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> list[
     """The lines of a cell, after one of titles."""
     names = list(dict.fromkeys(row["client"] for row in rows))
     of = {name: [row for row in rows if row["client"] == name] for name in names}
-    lines = [["", *(column.title for column in columns)]]
-    for name in names:
-        lines.append([name, *(told(column, of[name], of.get(column.against or "", ())) for column in columns)])
-    return lines
+    lines = [
+        [name, *(told(column, of[name], of.get(column.against or "", ())) for column in columns)] for name in names
+    ]
+    return [["", *(column.title for column in columns)], *lines]
 
 
 def show(title: str, lines: list[list[str]]) -> None:
@@ -364,6 +413,8 @@ def main(case: Case) -> None:
             "command": shlex.join(["python", f"benchmarks/{case.name}.py", *sys.argv[1:]]),
             "machine": asdict(where),
             "load_after": os.getloadavg()[0],
+            "about": sys.modules["__main__"].__doc__,
+            "versions": [version for client in case.clients.values() if (version := version_of(client))],
             "columns": [asdict(column) for column in case.columns],
             "rows": rows,
         }
