@@ -20,7 +20,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from importlib.metadata import version
@@ -35,7 +35,8 @@ SERVER, CLIENT = 0, -1
 """Which of the cores a process is held to: the first, or the last."""
 
 Settings = dict[str, Any]
-Measures = dict[str, float]
+Measures = dict[str, Any]
+"""Numbers that columns show, and what else is to be kept of a round."""
 
 
 @dataclass(frozen=True)
@@ -150,10 +151,9 @@ async def measure(
     not disturbed by looking. A pass that takes longer than `limit_s` is cut off: what has ended until then counts, and
     the process ends with it, since a client that is so slow may be slow to cancel too.
     """
-    for _ in range(3):
-        await one()
-    with Stall() as stall:
-        await passed(one, url, in_flight, max(in_flight, count // 4), limit_s, lambda: {"stall_ms": stall.ms})
+    await load(one, 1, 3, [])  # as below, so that the first pass imports nothing any more
+    stall = Stall()
+    await passed(one, url, in_flight, max(in_flight, count // 4), limit_s, lambda: {"stall_ms": stall.ms}, stall)
     return await passed(one, url, in_flight, count, limit_s, lambda: {"stall_ms": stall.ms})
 
 
@@ -164,12 +164,14 @@ async def passed(
     count: int,
     limit_s: float,
     more: Callable[[], Measures],
+    stall: Stall | None = None,
 ) -> Measures:
     """One pass, and what was measured beside."""
     ended: list[float] = []
     served, cpu, started = server_counts(url)["cpu_s"], time.process_time(), time.perf_counter()
     task = asyncio.ensure_future(load(one, in_flight, count, ended))
-    await asyncio.wait({task}, timeout=limit_s)
+    with stall or nullcontext():  # asking the server blocks
+        await asyncio.wait({task}, timeout=limit_s)
     wall, cpu, done = time.perf_counter() - started, time.process_time() - cpu, max(len(ended), 1)
     measures = {
         "per_s": done / wall,
@@ -197,6 +199,13 @@ def peak_rss_mb() -> float:
         scale = 2**20 if sys.platform == "darwin" else 2**10
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
     return int(status.partition("VmHWM:")[2].split()[0]) / 2**10
+
+
+def restart_peak_rss_mb() -> float:
+    """Let the peak begin anew, where that can be done (on Linux); what is resident now."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    return peak_rss_mb()
 
 
 def report(measures: Measures) -> NoReturn:
@@ -266,7 +275,7 @@ def run_client(script: str, name: str, client: Client, url: str, settings: Setti
         settings["count"] = max(int(settings["count"] * client.share), settings.get("in_flight", 1))
     command = [python, "-W", "ignore", script, "--client", name, "--url", url, "--settings", json.dumps(settings)]
     environment = {**os.environ, "TINKER_TELEMETRY": "0", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=3600)
     if done.returncode or not done.stdout:
         sys.exit(f"{name}: {done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])

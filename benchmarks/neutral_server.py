@@ -232,7 +232,7 @@ class Service:
         self.connections: set[Connection] = set()
         self.models: dict[str, int] = {}
         self.pending: dict[str, Sample] = {}
-        self.counts = {"requests": 0, "completions": 0, "samples": 0, "events": 0, "generating": 0}
+        self.counts = {"requests": 0, "completions": 0, "samples": 0, "events": 0, "generating": 0, "received": 0}
         self._number = 0
 
     def handle(self, connection: Connection, path: str, body: bytes) -> bytes | None:
@@ -428,6 +428,7 @@ class Connection(asyncio.Protocol):
             self.generation.end()
 
     def data_received(self, data: bytes) -> None:
+        self._service.counts["received"] += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError:
