@@ -2,16 +2,16 @@
 
 python benchmarks/batches.py [--short] [--cell NAME] [--rounds 5]
 
-forward_backward of 8 to 512 datums of 4,096 tokens, each with int64 targets and three float32 inputs; logprobs come back.
-The longest stall is how long the loop was kept from anything else; memory is what the process grew by at its peak, the
-batch itself not counted.
+forward_backward of 8 to 512 datums of 4,096 tokens, each with int64 targets and three float32 inputs; logprobs come
+back. The longest stall is how long the loop was kept from anything else; memory is what the process grew by at its
+peak, the batch itself not counted.
 """
 
 from __future__ import annotations
 
 import harness
 import trainers
-from harness import STALL, Case, Cell, Column, Measures, Settings
+from harness import STALL, STALL_CPU, Case, Cell, Column, Measures, Settings
 from trainers import Trainer
 
 SIZES = (8, 32, 128, 512)
@@ -52,6 +52,7 @@ CASE = Case(
         Column("cpu_ms", "CPU", against=trainers.FIRETITAN),
         Column("cpu_ms", "CPU", against=trainers.TINKER),
         STALL,
+        STALL_CPU,
         Column("wire_mb", "MB sent"),
         Column("grown_mb", "memory MB", 0),
     ),

@@ -15,7 +15,7 @@ from typing import Any
 import harness
 import numpy as np
 import trainers
-from harness import MEMORY, STALL, Case, Cell, Client, Column, Measures, Settings
+from harness import MEMORY, STALL, STALL_CPU, Case, Cell, Client, Column, Measures, Settings
 from trainers import Trainer
 
 ALONE = "the loss alone"
@@ -81,6 +81,7 @@ CASE = Case(
         Column("cpu_ms", "CPU", against=trainers.FLOOR_JSON),
         Column("cpu_ms", "CPU", against=trainers.FLOOR_PROTOBUF),
         STALL,
+        STALL_CPU,
         MEMORY,
     ),
     tiny={"datums": 2, "tokens": 16, "count": 2},

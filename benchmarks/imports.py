@@ -2,19 +2,19 @@
 
 python benchmarks/imports.py [--short] [--rounds 5]
 
-Each import runs in new interpreters that have done nothing else; the first of a round, which may have to compile, does not
-count. "heavy modules" is how many of a list are loaded after it (see `HEAVY`). What the first use of a name costs beyond
-`import fwasync`, which looks names up only when they are asked for, has rows of its own.
+Each import runs in new interpreters that have done nothing else; the first of a round, which may have to compile, does
+not count. "heavy modules" is how many of a list are loaded after it (see `HEAVY`). `import fwasync` looks names up only
+when they are asked for; so what the first use of a name costs has rows of its own.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
-import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 
+import anyio
 import harness
 from harness import Case, Cell, Client, Column, Measures, Settings
 
@@ -43,7 +43,7 @@ def importing(statement: str) -> Callable[[str, Settings], Awaitable[Measures]]:
     async def run(_url: str, settings: Settings) -> Measures:
         script = SCRIPT.format(statement=statement, heavy=HEAVY)
         command = [sys.executable, "-W", "ignore", "-c", script]
-        found = [json.loads(subprocess.check_output(command)) for _ in range(settings["count"] + 1)][1:]
+        found = [json.loads((await anyio.run_process(command)).stdout) for _ in range(settings["count"] + 1)][1:]
         measures = {key: statistics.median(row[key] for row in found) for key in found[0] if key != "heavy"}
         return measures | {"heavy": len(found[0]["heavy"]), "heavy_names": found[0]["heavy"]}
 

@@ -1,4 +1,4 @@
-"""The training clients that are compared, behind one small face: fwasync, tinker, FireTitan of the Fireworks SDK, the floor.
+"""The training clients that are compared, behind one small face: fwasync, tinker, Fireworks' FireTitan, and the floor.
 
 Each is driven in the way that its own documentation recommends to async code.
 """
@@ -151,7 +151,6 @@ def clients(run: Run, share: float = 1.0) -> dict[str, Client]:
     def of(opened: Open) -> Callable[[str, Settings], Awaitable[Measures]]:
         async def run_client(url: str, settings: Settings) -> Measures:
             async with opened(url, f"{settings['tokens']}-tokens") as trainer:
-                # A client that is another's own process ends with its measures: some leave threads behind.
                 return await run(trainer, url, settings)
 
         return run_client

@@ -16,7 +16,7 @@ from typing import Any
 
 import harness
 import trainers
-from harness import CPU, MEMORY, RATE, STALL, Case, Cell, Column, Measures, Settings
+from harness import CPU, MEMORY, RATE, STALL, STALL_CPU, Case, Cell, Column, Measures, Settings
 from trainers import Trainer
 
 WINDOW = 8
@@ -88,6 +88,7 @@ CASE = Case(
         CPU,
         Column("cpu_ms", "CPU", against=trainers.FLOOR_JSON),
         STALL,
+        STALL_CPU,
         MEMORY,
     ),
     tiny={"count": 8},
