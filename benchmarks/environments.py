@@ -41,12 +41,17 @@ def tinker() -> str:
     return make(".venv-bench-tinker", "--ignore-installed", "--no-deps", pinned)
 
 
+def older() -> str:
+    """The last tinker that speaks JSON only; it needs what is here, or does not use it for this."""
+    return make(".venv-older", "--no-deps", "tinker==0.15.0", "fireworks-ai==1.0.0a53")
+
+
 def fireworks() -> str:
     """The newest Fireworks SDK that this project is tested with, and what it needs in other versions than ours."""
     return make(".venv-fireworks", *(ROOT / "tests/conformance/fireworks.txt").read_text().split())
 
 
-ENVIRONMENTS = {"tinker": tinker, "fireworks": fireworks}
+ENVIRONMENTS = {"tinker": tinker, "older": older, "fireworks": fireworks}
 
 
 if __name__ == "__main__":
