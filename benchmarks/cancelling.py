@@ -136,6 +136,7 @@ CASE = Case(
         Column("still_generating", "still generated", 0),
         MEMORY,
     ),
+    plot="ended_ms",
     tiny={"in_flight": 4},
 )
 
