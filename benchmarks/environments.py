@@ -1,4 +1,4 @@
-"""Environments of their own for the clients that fwasync is compared with: `python benchmarks/environments.py [NAME …]`.
+"""Environments of their own for what fwasync is compared with: `python benchmarks/environments.py [NAME …]`.
 
 Each is made once, in a folder of the checkout, and made anew when what belongs in it has changed.
 """

@@ -189,6 +189,31 @@ read_submitted = msgspec.json.Decoder(Submitted).decode
 COMPLETIONS = "/inference/v1/completions"
 
 
+def read_sample(body: bytes) -> tuple[memoryview, memoryview]:
+    """Tokens and logprobs of the only sequence of a `SampleResponse`, which has nothing else in it."""
+    _, message = _delimited(memoryview(body), 0)
+    at, found = 0, dict[int, memoryview]()
+    while at < len(message):
+        number, is_delimited = message[at] >> 3, message[at] & 7 == 2
+        if is_delimited:
+            at, found[number] = _delimited(message, at)
+        else:
+            at += 2  # the reason why it ended, a small number
+    return found[2].cast("i"), found[3].cast("f")
+
+
+def _delimited(message: memoryview, at: int) -> tuple[int, memoryview]:
+    """A field that starts there with its tag: where it ends, and what it holds."""
+    size = shift = 0
+    while True:
+        at += 1
+        size |= (message[at] & 0x7F) << shift
+        shift += 7
+        if message[at] < 0x80:
+            break
+    return at + 1 + size, message[at + 1 : at + 1 + size]
+
+
 async def complete(floor: Floor, request: dict[str, Any]) -> tuple[list[int], list[float]]:
     """Token ids and logprobs of a completion, asked for in one piece."""
     (choice,) = read_completion(await floor.post(COMPLETIONS, msgspec.json.encode(request))).choices

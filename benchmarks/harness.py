@@ -23,7 +23,6 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -48,12 +47,14 @@ class Client:
         package: Whose version is told; `None` has none.
         environment: Name of the environment (see `environments`) it runs in; `None` is this one.
         share: What part of a cell's `count` it does: less than all where it is slow.
+        short_rounds: How many rounds it takes part in of the short form's.
     """
 
     run: Callable[[str, Settings], Awaitable[Measures]]
     package: str | None = None
     environment: str | None = None
     share: float = 1.0
+    short_rounds: int = 3
 
 
 @dataclass(frozen=True)
@@ -157,9 +158,9 @@ async def measure(
 ) -> Measures:
     """What calls cost, of which so many are under way at a time.
 
-    The loop's stalls are measured in a first pass, which warms up what is to be warm; all else in a second one, which is
-    not disturbed by looking. A pass that takes longer than `limit_s` is cut off: what has ended until then counts, and
-    the process ends with it, since a client that is so slow may be slow to cancel too.
+    The loop's stalls are measured in a first pass, which warms up what is to be warm; all else in a second one, which
+    nothing that looks disturbs. A pass that takes more than `limit_s` of CPU time is cut off: what has ended until then
+    counts, and the process ends with it, since a client that is so slow may be slow to cancel too.
     """
     await load(one, 1, 3, [])  # as below, so that the first pass imports nothing any more
     stall = Stall()
@@ -181,7 +182,8 @@ async def passed(
     served, cpu, started = server_counts(url)["cpu_s"], time.process_time(), time.perf_counter()
     task = asyncio.ensure_future(load(one, in_flight, count, ended))
     with stall or nullcontext():  # asking the server blocks
-        await asyncio.wait({task}, timeout=limit_s)
+        while not task.done() and time.process_time() - cpu < limit_s:
+            await asyncio.wait({task}, timeout=0.5)
     wall, cpu, done = time.perf_counter() - started, time.process_time() - cpu, max(len(ended), 1)
     measures = {
         "per_s": done / wall,
@@ -262,6 +264,24 @@ def machine() -> Machine:
     return Machine(str(date.today()), platform.python_version(), os.cpu_count() or 1, processor, os.getloadavg()[0])
 
 
+def interpreter(client: Client) -> str:
+    """Which a client runs with; its environment is made if need be."""
+    import environments
+
+    return environments.ENVIRONMENTS[client.environment]() if client.environment else sys.executable
+
+
+def version_of(client: Client) -> str | None:
+    """The version of its package, as its environment has it."""
+    if client.package is None:
+        return None
+    program = "import sys; from importlib.metadata import version; print(version(sys.argv[1]))"
+    done = subprocess.run(
+        [interpreter(client), "-c", program, client.package], capture_output=True, text=True, check=True
+    )
+    return f"{client.package} {done.stdout.strip()}"
+
+
 @contextmanager
 def server() -> Iterator[str]:
     """A neutral server in a process of its own, on a core of its own; its URL."""
@@ -277,13 +297,21 @@ def server() -> Iterator[str]:
 
 def run_client(script: str, name: str, client: Client, url: str, settings: Settings) -> Measures:
     """Run a client in a process of its own."""
-    import environments
-
-    python = environments.ENVIRONMENTS[client.environment]() if client.environment else sys.executable
     settings = dict(settings)
     if "count" in settings:
         settings["count"] = max(int(settings["count"] * client.share), settings.get("in_flight", 1))
-    command = [python, "-W", "ignore", script, "--client", name, "--url", url, "--settings", json.dumps(settings)]
+    command = [
+        interpreter(client),
+        "-W",
+        "ignore",
+        script,
+        "--client",
+        name,
+        "--url",
+        url,
+        "--settings",
+        json.dumps(settings),
+    ]
     environment = {**os.environ, "TINKER_TELEMETRY": "0", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=3600)
     if done.returncode or not done.stdout:
@@ -300,6 +328,8 @@ def measured(case: Case, options: argparse.Namespace, url: str) -> Iterator[dict
         for number in range(options.rounds):
             for name, client in case.clients.items():
                 if name in cell.without or (options.tiny and client.environment):
+                    continue
+                if options.short and number >= client.short_rounds:
                     continue
                 measures = run_client(script, name, client, url, settings)
                 yield {"cell": cell.name, "client": name, "round": number, **measures}
@@ -331,10 +361,10 @@ def table(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> list[
     """The lines of a cell, after one of titles."""
     names = list(dict.fromkeys(row["client"] for row in rows))
     of = {name: [row for row in rows if row["client"] == name] for name in names}
-    lines = [["", *(column.title for column in columns)]]
-    for name in names:
-        lines.append([name, *(told(column, of[name], of.get(column.against or "", ())) for column in columns)])
-    return lines
+    lines = [
+        [name, *(told(column, of[name], of.get(column.against or "", ())) for column in columns)] for name in names
+    ]
+    return [["", *(column.title for column in columns)], *lines]
 
 
 def show(title: str, lines: list[list[str]]) -> None:
@@ -383,6 +413,8 @@ def main(case: Case) -> None:
             "command": shlex.join(["python", f"benchmarks/{case.name}.py", *sys.argv[1:]]),
             "machine": asdict(where),
             "load_after": os.getloadavg()[0],
+            "about": sys.modules["__main__"].__doc__,
+            "versions": [version for client in case.clients.values() if (version := version_of(client))],
             "columns": [asdict(column) for column in case.columns],
             "rows": rows,
         }

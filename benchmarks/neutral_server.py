@@ -2,11 +2,11 @@
 
 python benchmarks/neutral_server.py [--core 1]
 
-It prints its URL, and ends with its standard input. What it answers was made beforehand; requests are read whole, and
-decoded as far as the answer needs it. The size of an answer is in the request (`max_tokens`, `stream`, the datums), and
+It prints its URL, and ends with its standard input. What it answers was made beforehand; requests are read whole,
+and decoded as far as the answer needs it. The size of an answer is in the request (`max_tokens`, `stream`, the datums);
 what else a benchmark chooses is in the name of the model: `16-events-20-ms` are completions in 16 events, each after
-20 ms; a sampling session on `320-ms` has each sample after 320 ms; logprobs of a trainer's `4096-tokens` are so many for
-each datum. An answer that takes time is given up when its connection is closed (a sample when `cancel_future` says so).
+20 ms; a sampling session on `320-ms` has each sample after 320 ms; of a trainer's `4096-tokens` each datum has so many
+logprobs. An answer that takes time is given up when its connection is closed, a sample when `cancel_future` says so.
 `GET /bench` tells what is going on.
 """
 
@@ -22,7 +22,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from functools import cache
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import httptools
 import msgspec
@@ -342,7 +342,7 @@ class Service:
             case _:
                 return response(b'{"detail": "unknown future"}', status=b"410 Gone")
 
-    _HANDLERS: dict[str, Callable[[Service, Connection, bytes], bytes | None]] = {
+    _HANDLERS: ClassVar[dict[str, Callable[[Service, Connection, bytes], bytes | None]]] = {
         "create_session": _create_session,
         "create_model": _create_model,
         "get_info": _get_info,
@@ -422,7 +422,7 @@ class Connection(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)
         self._service.connections.add(self)
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, _exc: Exception | None) -> None:
         self._service.connections.discard(self)
         if self.generation is not None:
             self.generation.end()
