@@ -25,7 +25,7 @@ WINDOW = 8
 def squares(_data: Any, logprobs: list[Any]) -> tuple[Any, dict[str, float]]:
     """The least that a loss in torch can be."""
     loss = sum((each * each).sum() for each in logprobs)
-    return loss, {"squares:sum": float(loss)}
+    return loss, {"squares:sum": float(loss.detach())}
 
 
 async def run(trainer: Trainer, url: str, settings: Settings) -> Measures:

@@ -8,7 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import pytest
+
+from fwasync._wire import messages, tensors
+from fwasync._wire.protobuf import batches, results
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 OURS = ("fwasync, JSON", "fwasync, protobuf", "floor, JSON", "floor, protobuf", "fwasync", "the loss alone")
@@ -55,19 +59,46 @@ async def test_an_import_of_fwasync_loads_nothing_heavy(harness, url):
     assert (await case.clients["import numpy"].run(url, case.tiny))["heavy_names"] == ["numpy"]
 
 
-async def test_all_clients_send_the_same_batch(harness, url):
-    trainers, floor_training = importlib.import_module("trainers"), importlib.import_module("floor_training")
-    from fwasync._wire.protobuf.batches import decode_request
-    from fwasync._wire.tensors import ForwardBackwardRequest, decode_batch
-    from fwasync._wire.messages import decode
+@pytest.fixture(scope="module")
+def by_hand(harness: Any) -> Any:
+    return importlib.import_module("floor_training")
 
-    class Face:
-        datum = trainers.ByHand.datum
 
-    data = trainers.make_data(Face(), 2, 5, *trainers.POLICY)
-    by_protobuf = b"".join(floor_training.protobuf_batch("m", 300, data, "ppo"))
-    by_json = b"".join(floor_training.json_batch("m", 300, data, "ppo"))
-    print(decode_request(by_protobuf), decode(by_json, ForwardBackwardRequest), decode_batch)
+@pytest.mark.parametrize("wire", ["json", "protobuf"])
+def test_the_floor_sends_the_batch_that_is_meant(harness, by_hand, wire):
+    trainers = importlib.import_module("trainers")
+    data = trainers.make_data(trainers.ByHand(None), 2, 200, *trainers.POLICY)
+    if wire == "protobuf":
+        head = batches.decode_request(b"".join(by_hand.protobuf_batch("m", 300, data, "ppo")))
+        sent, named = list(head.datums()), (head.model_id, head.seq_id, head.loss_fn)
+    else:
+        body = b"".join(by_hand.json_batch("m", 300, data, "ppo"))
+        request = messages.decode(body, tensors.ForwardBackwardRequest)
+        batch = request.forward_backward_input
+        assert batch is not None
+        sent, named = list(tensors.decode_batch(batch.data)), (request.model_id, request.seq_id, batch.loss_fn)
+    assert named == ("m", 300, "ppo")
+    for (tokens, inputs), datum in zip(sent, data, strict=True):
+        assert tokens.tolist() == datum.tokens.tolist()
+        assert list(inputs) == ["target_tokens", *trainers.POLICY]
+        for name, array in inputs.items():
+            assert (array.dtype, array.tolist()) == (datum.inputs[name].dtype, datum.inputs[name].tolist())
+
+
+@pytest.mark.parametrize("wire", ["json", "protobuf"])
+def test_the_floor_reads_the_logprobs_that_were_sent(by_hand, wire):
+    rows = [np.linspace(-3, 0, count, dtype=np.float32) for count in (200, 1, 7)]
+    result = tensors.ForwardBackwardResult([{"logprobs": row} for row in rows], {"loss:sum": 1.0}, "x")
+    encode = results.encode_outputs if wire == "protobuf" else tensors.encode_outputs
+    read = by_hand.protobuf_logprobs if wire == "protobuf" else by_hand.json_logprobs
+    assert [row.tolist() for row in read(b"".join(encode(result)))] == [row.tolist() for row in rows]
+
+
+def test_what_is_written_at_a_time_is_no_more_than_a_write(by_hand):
+    pieces = [bytes([number]) * size for number, size in enumerate((3, by_hand.WRITE, 1, 3 * by_hand.WRITE + 5, 0))]
+    written = list(by_hand.writes(pieces))
+    assert b"".join(written) == b"".join(pieces)
+    assert max(map(len, written)) <= by_hand.WRITE
 
 
 def test_curves_are_drawn_of_what_was_measured(harness, tmp_path, monkeypatch):
@@ -76,7 +107,7 @@ def test_curves_are_drawn_of_what_was_measured(harness, tmp_path, monkeypatch):
     monkeypatch.setattr(draw, "DOCS", tmp_path / "scale")
     monkeypatch.setattr("sys.argv", ["draw_scale.py"])
     rows = [
-        {"cell": f"{size} datums of 4,096 tokens", "client": "fwasync, JSON", "cpu_ms": ms, "stall_ms": 3.0}
+        {"cell": f"{size} datums of 4,096 tokens", "client": "fwasync, JSON", "cpu_ms": ms, "stall_cpu_ms": 3.0}
         for size, ms in ((8, 9.0), (32, 36.0), (32, 38.0), (128, 140.0))
     ]
     (tmp_path / "batches.json").write_text(json.dumps({"rows": rows}), encoding="utf-8")
