@@ -7,32 +7,15 @@ import importlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import bench
+import floor
+import load_tool
 import pytest
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 COMPLETION = {"model": "4-events", "prompt": [1, 2, 3], "max_tokens": 6, "logprobs": True}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def scripts() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        yield
-
-
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    with importlib.import_module("harness").server() as url:
-        yield url
-
-
-def counts(url: str) -> dict[str, float]:
-    return importlib.import_module("harness").server_counts(url)
 
 
 async def until(condition: Any) -> None:
@@ -40,16 +23,9 @@ async def until(condition: Any) -> None:
         await asyncio.sleep(0.005)
 
 
-@pytest.mark.parametrize(
-    ("script", "cell"),
-    [
-        ("sampling", "64 in flight, 64 tokens, streamed"),
-        ("tinker_sampling", "64 in flight"),
-        ("cancelling", "1,000 whole"),
-    ],
-)
-def test_a_script_measures_fwasync_and_the_floor(script, cell):
-    command = [sys.executable, str(BENCHMARKS / f"{script}.py"), "--short", "--tiny", "--cell", cell]
+def test_a_script_measures_fwasync_and_the_floor(harness):
+    cell = "64 in flight, 64 tokens, streamed"
+    command = [sys.executable, str(harness.HERE / "sampling.py"), "--short", "--tiny", "--cell", cell]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -57,8 +33,20 @@ def test_a_script_measures_fwasync_and_the_floor(script, cell):
     assert [line.split()[0] for line in lines[start + 2 : start + 4]] == ["fwasync", "floor"]
 
 
+@pytest.mark.parametrize("script", ["sampling", "tinker_sampling", "cancelling"])
+async def test_fwasync_and_the_floor_do_what_is_measured(harness, url, script):
+    case = importlib.import_module(script).CASE
+    shown = {column.key for column in case.columns} - {"rss_mb"}
+    for cell in case.cells:
+        for name, client in case.clients.items():
+            if cell.is_short and client.environment is None and name not in cell.without:
+                before = harness.server_counts(url)["requests"]
+                measures = await client.run(url, cell.settings | case.tiny)
+                assert set(measures) >= shown, f"{cell.name}, {name}"
+                assert harness.server_counts(url)["requests"] > before + 4
+
+
 async def test_both_ways_of_asking_give_the_same_completion(url):
-    floor = importlib.import_module("floor")
     async with floor.Floor(url) as client:
         whole = await floor.complete(client, COMPLETION | {"stream": False})
         streamed = await floor.stream(client, COMPLETION | {"stream": True})
@@ -86,23 +74,21 @@ async def test_requests_that_are_sent_ahead_are_answered_in_order(url):
     assert lengths == [2, 3]
 
 
-async def test_an_answer_is_given_up_with_its_connection(url):
-    floor = importlib.import_module("floor")
+async def test_an_answer_is_given_up_with_its_connection(harness, url):
     async with floor.Floor(url) as client:
         tasks = [
             asyncio.ensure_future(ask(client, COMPLETION | {"model": "100-events-600-ms", "stream": stream}))
             for ask, stream in ((floor.complete, False), (floor.stream, True))
         ]
-        await until(lambda: counts(url)["generating"] == 2)
+        await until(lambda: harness.server_counts(url)["generating"] == 2)
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
         assert all(task.cancelled() for task in tasks)
-        await until(lambda: counts(url)["generating"] == 0)
+        await until(lambda: harness.server_counts(url)["generating"] == 0)
 
 
-async def test_a_sample_goes_on_without_its_connection_until_it_is_cancelled(url):
-    floor = importlib.import_module("floor")
+async def test_a_sample_goes_on_without_its_connection_until_it_is_cancelled(harness, url):
     async with floor.Floor(url) as client:
         created = json.loads(await client.post("/api/v1/create_sampling_session", b'{"base_model": "30000-ms"}'))
         request = {"sampling_session_id": created["sampling_session_id"], "num_samples": 2}
@@ -110,26 +96,25 @@ async def test_a_sample_goes_on_without_its_connection_until_it_is_cancelled(url
         assert len(submitted["sample_sequence_ids"]) == 2
         future = json.dumps({"request_id": submitted["request_id"]}).encode()
         poll = asyncio.ensure_future(client.post("/api/v1/retrieve_future", future))
-        before = counts(url)["requests"]
-        await until(lambda: counts(url)["requests"] > before + 3)
+        before = harness.server_counts(url)["requests"]
+        await until(lambda: harness.server_counts(url)["requests"] > before + 3)
         poll.cancel()
         await asyncio.wait({poll})
-        assert counts(url)["generating"] == 1
+        assert harness.server_counts(url)["generating"] == 1
         await client.post("/api/v1/cancel_future", future)
-        assert counts(url)["generating"] == 0
+        assert harness.server_counts(url)["generating"] == 0
 
 
-async def test_the_load_tool_counts_answers(url):
-    load_tool = importlib.import_module("load_tool")
-    for sent in load_tool.REQUESTS.values():
-        rate, of_cpu = await load_tool.served(url, sent, 2, 3, 0.05)
-        assert rate > 0
-        assert of_cpu > 0
+async def test_the_load_tool_counts_answers(harness, url):
+    before = harness.server_counts(url)
+    rate, of_cpu = await load_tool.served(url, load_tool.completion(64, stream=True), 2, 3, 0.05)
+    after = harness.server_counts(url)
+    assert rate > 0
+    assert of_cpu > 0
+    assert after["completions"] > before["completions"] + 6
 
 
-async def test_what_is_too_slow_is_cut_off_and_counts_as_far_as_it_came(url, monkeypatch):
-    harness = importlib.import_module("harness")
-
+async def test_what_is_too_slow_is_cut_off_and_counts_as_far_as_it_came(harness, url, monkeypatch):
     class Ended(BaseException):
         pass
 
@@ -160,8 +145,7 @@ ROWS = [
 ]
 
 
-def test_a_table_has_medians_spread_and_ratios():
-    harness = importlib.import_module("harness")
+def test_a_table_has_medians_spread_and_ratios(harness):
     columns = [harness.CPU, harness.Column("cpu_ms", "CPU", against="other"), harness.Column("none", "none")]
     assert harness.table(columns, ROWS) == [
         ["", "CPU ms each", "CPU", "none"],
@@ -170,8 +154,7 @@ def test_a_table_has_medians_spread_and_ratios():
     ]
 
 
-def test_the_page_shows_what_was_measured(tmp_path, monkeypatch):
-    bench, harness = importlib.import_module("bench"), importlib.import_module("harness")
+def test_the_page_shows_what_was_measured(harness, tmp_path, monkeypatch):
     monkeypatch.setattr(harness, "RESULTS", tmp_path)
     monkeypatch.setattr(bench, "DOCS", tmp_path)
     columns = [
