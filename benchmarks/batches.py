@@ -19,7 +19,7 @@ SIZES = (8, 32, 128, 512)
 
 async def run(trainer: Trainer, url: str, settings: Settings) -> Measures:
     datums, tokens = settings["datums"], settings["tokens"]
-    data = trainers.make_data(trainer, datums, tokens, *trainers.POLICY)
+    data = trainers.policy_data(trainer, datums, tokens)
     calls = 0
 
     async def one() -> None:

@@ -47,7 +47,7 @@ def grpo(datums: int, tokens: int) -> Callable[[Any, list[Any]], tuple[Any, dict
 
 async def run(trainer: Trainer, url: str, settings: Settings) -> Measures:
     datums, tokens = settings["datums"], settings["tokens"]
-    data, loss_fn = trainers.make_data(trainer, datums, tokens), grpo(datums, tokens)
+    data, loss_fn = trainers.targets_only(trainer, datums, tokens), grpo(datums, tokens)
 
     async def one() -> None:
         await (await trainer.forward_backward_custom(data, loss_fn))

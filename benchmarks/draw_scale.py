@@ -110,6 +110,8 @@ def thousands(curves_: dict[str, Points]) -> dict[str, Points]:
     return {name: [(x, y / 1e3) for x, y in points] for name, points in curves_.items()}
 
 
+ONLY = {"sampling": ("--cell", "64 tokens, streamed", "--rounds", "3"), "batches": ("--rounds", "3")}
+"""What is enough for the curves."""
 SHEETS = {"sampling": sampling, "rollout_scale": rollouts, "batches": batches, "long_run": long_run}
 
 
@@ -118,7 +120,7 @@ def main() -> None:
     parser.add_argument("--measure", action="store_true")
     if parser.parse_args().measure:
         for name in SHEETS:
-            subprocess.run([sys.executable, harness.HERE / f"{name}.py"], check=True)
+            subprocess.run([sys.executable, harness.HERE / f"{name}.py", *ONLY.get(name, ())], check=True)
     DOCS.mkdir(exist_ok=True)
     for name, panels in SHEETS.items():
         if (rows := rows_of(name)) is None:

@@ -67,7 +67,7 @@ async def with_fwasync(url: str, settings: Settings) -> Measures:
         async with service.create_sampling_client(base_model="bench") as sampler, anyio.create_task_group() as group:
             adam = types.AdamParams(learning_rate=trainers.LEARNING_RATE)
             face = trainers.AtOnce(client, types)
-            data = trainers.make_data(face, settings["datums"], settings["tokens"], *trainers.POLICY)
+            data = trainers.policy_data(face, settings["datums"], settings["tokens"])
             started, cpu = time.perf_counter(), time.process_time()
             for number in range(1, settings["count"] + 1):
                 began = time.perf_counter()

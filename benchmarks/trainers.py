@@ -166,16 +166,28 @@ def clients(run: Run, share: float = 1.0) -> dict[str, Client]:
     }
 
 
-def make_data(trainer: Trainer, datums: int, tokens: int, *floats: str) -> list[Any]:
-    """Datums with int64 targets, and these float32 inputs."""
+def targets_only(trainer: Trainer, datums: int, tokens: int) -> list[Any]:
+    """Datums whose only input is int64 targets."""
+    return _data(trainer, datums, tokens, lambda _: {})
+
+
+def policy_data(trainer: Trainer, datums: int, tokens: int) -> list[Any]:
+    """Datums with int64 targets and three float32 inputs: logprobs, advantages of a sequence, and a mask."""
+
+    def floats(random: np.random.Generator) -> Arrays:
+        return {
+            "logprobs": random.normal(-2, 1, tokens).astype(np.float32),
+            "advantages": np.full(tokens, random.choice((-0.5, 0.5)), np.float32),
+            "weights": np.ones(tokens, np.float32),
+        }
+
+    return _data(trainer, datums, tokens, floats)
+
+
+def _data(trainer: Trainer, datums: int, tokens: int, floats: Callable[[np.random.Generator], Arrays]) -> list[Any]:
     random = np.random.default_rng(0)
     data: list[Any] = []
     for _ in range(datums):
-        inputs = {"target_tokens": random.integers(0, 150_000, tokens)}
-        inputs |= {name: random.normal(size=tokens).astype(np.float32) for name in floats}
+        inputs = {"target_tokens": random.integers(0, 150_000, tokens), **floats(random)}
         data.append(trainer.datum(random.integers(0, 150_000, tokens, dtype=np.int32), inputs))
     return data
-
-
-POLICY = ("logprobs", "advantages", "weights")
-"""Three float32 inputs, such as those of a policy loss with a mask."""

@@ -29,7 +29,7 @@ def squares(_data: Any, logprobs: list[Any]) -> tuple[Any, dict[str, float]]:
 
 
 async def run(trainer: Trainer, url: str, settings: Settings) -> Measures:
-    data, custom_data = trainers.make_data(trainer, 1, settings["tokens"], *trainers.POLICY), None
+    data, custom_data = trainers.policy_data(trainer, 1, settings["tokens"]), None
     took: list[float] = []
     steps: deque[tuple[Awaitable[Any], Awaitable[Any]]] = deque()
 
@@ -41,7 +41,7 @@ async def run(trainer: Trainer, url: str, settings: Settings) -> Measures:
 
     async def custom() -> None:
         nonlocal custom_data
-        custom_data = custom_data or trainers.make_data(trainer, 1, settings["tokens"])
+        custom_data = custom_data or trainers.targets_only(trainer, 1, settings["tokens"])
         await (await trainer.forward_backward_custom(custom_data, squares))
 
     async def pipelined() -> None:

@@ -45,7 +45,7 @@ def by_hand(harness: Any) -> Any:
 @pytest.mark.parametrize("wire", ["json", "protobuf"])
 def test_the_floor_sends_the_batch_that_is_meant(harness, by_hand, wire):
     trainers = importlib.import_module("trainers")
-    data = trainers.make_data(trainers.ByHand(None), 2, 200, *trainers.POLICY)
+    data = trainers.policy_data(trainers.ByHand(None), 2, 200)
     if wire == "protobuf":
         head = batches.decode_request(b"".join(by_hand.protobuf_batch("m", 300, data, "ppo")))
         sent, named = list(head.datums()), (head.model_id, head.seq_id, head.loss_fn)
@@ -58,7 +58,7 @@ def test_the_floor_sends_the_batch_that_is_meant(harness, by_hand, wire):
     assert named == ("m", 300, "ppo")
     for (tokens, inputs), datum in zip(sent, data, strict=True):
         assert tokens.tolist() == datum.tokens.tolist()
-        assert list(inputs) == ["target_tokens", *trainers.POLICY]
+        assert list(inputs) == ["target_tokens", "logprobs", "advantages", "weights"]
         for name, array in inputs.items():
             assert (array.dtype, array.tolist()) == (datum.inputs[name].dtype, datum.inputs[name].tolist())
 
