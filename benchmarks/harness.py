@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import date
@@ -50,7 +50,7 @@ class Client:
         short_rounds: How many rounds it takes part in of the short form's.
     """
 
-    run: Callable[[str, Settings], Awaitable[Measures]]
+    run: Callable[[str, Settings], Coroutine[Any, Any, Measures]]
     package: str | None = None
     environment: str | None = None
     share: float = 1.0
@@ -112,7 +112,7 @@ class Case:
     cells: Sequence[Cell]
     columns: Sequence[Column] = (RATE, CPU, STALL, MEMORY)
     plot: str = "cpu_ms"
-    tiny: Settings = field(default_factory=dict)
+    tiny: Settings = field(default_factory=dict[str, Any])
     rounds: int = 5
 
 
@@ -295,7 +295,7 @@ def version_of(client: Client) -> str | None:
 
 
 @contextmanager
-def server() -> Iterator[str]:
+def server() -> Generator[str]:
     """A neutral server in a process of its own, on a core of its own; its URL."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     command = [sys.executable, str(HERE / "neutral_server.py")]
