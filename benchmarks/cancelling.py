@@ -22,8 +22,9 @@ MODEL = "accounts/bench/deployments/100-events-400-ms"
 SLOW = "40000-ms"
 
 
-async def cancelled(one: Callable[[], Awaitable[object]], url: str, in_flight: int) -> Measures:
+async def cancelled(one: Callable[[], Awaitable[object]], url: str, settings: Settings) -> Measures:
     """Begin so many, wait until the server generates them (or gets no more), and cancel."""
+    in_flight, settle_s = settings["in_flight"], settings["settle_s"]
     tasks = [asyncio.ensure_future(one()) for _ in range(in_flight)]
     generating, since = 0.0, time.perf_counter()
     while generating < in_flight and (not generating or time.perf_counter() - since < 5):
@@ -31,14 +32,14 @@ async def cancelled(one: Callable[[], Awaitable[object]], url: str, in_flight: i
         before, generating = generating, harness.server_counts(url)["generating"]
         if before != generating:
             since = time.perf_counter()
-    await asyncio.sleep(1.0)
+    await asyncio.sleep(settle_s)
     cpu, started = time.process_time(), time.perf_counter()
     with harness.Stall() as stall:
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
     wall, cpu = time.perf_counter() - started, time.process_time() - cpu
-    await asyncio.sleep(1.0)
+    await asyncio.sleep(settle_s)
     left = harness.server_counts(url)
     return {
         "generating": generating,
@@ -64,7 +65,7 @@ async def with_fwasync(url: str, settings: Settings) -> Measures:
 
     controller = FixedConcurrencyController(settings["in_flight"])
     async with AsyncDeploymentSampler(url, MODEL, "fw-bench", concurrency=controller) as sampler:
-        return await cancelled(streamed if settings["stream"] else whole, url, settings["in_flight"])
+        return await cancelled(streamed if settings["stream"] else whole, url, settings)
 
 
 async def with_fireworks(url: str, settings: Settings) -> Measures:
@@ -76,7 +77,7 @@ async def with_fireworks(url: str, settings: Settings) -> Measures:
     async def one() -> None:
         await sampler.sample_with_prompt_tokens(PROMPT, max_tokens=TOKENS, logprobs=True)
 
-    return await cancelled(one, url, settings["in_flight"])
+    return await cancelled(one, url, settings)
 
 
 async def with_floor(url: str, settings: Settings) -> Measures:
@@ -85,7 +86,7 @@ async def with_floor(url: str, settings: Settings) -> Measures:
     ask = stream if settings["stream"] else complete
     request = {"model": MODEL, "prompt": PROMPT, "max_tokens": TOKENS, "stream": settings["stream"], "logprobs": True}
     async with Floor(url) as floor:
-        return await cancelled(lambda: ask(floor, request), url, settings["in_flight"])
+        return await cancelled(lambda: ask(floor, request), url, settings)
 
 
 async def with_fwasync_samples(url: str, settings: Settings) -> Measures:
@@ -94,7 +95,7 @@ async def with_fwasync_samples(url: str, settings: Settings) -> Measures:
     prompt, params = types.ModelInput.from_ints(PROMPT), types.SamplingParams(max_tokens=TOKENS)
     async with AsyncServiceClient(url, "tml-bench") as service:
         async with service.create_sampling_client(base_model=SLOW) as sampler:
-            return await cancelled(lambda: sampler.sample(prompt, 1, params), url, settings["in_flight"])
+            return await cancelled(lambda: sampler.sample(prompt, 1, params), url, settings)
 
 
 async def with_tinker(url: str, settings: Settings) -> Measures:
@@ -103,10 +104,11 @@ async def with_tinker(url: str, settings: Settings) -> Measures:
     prompt, params = tinker.ModelInput.from_ints(PROMPT), tinker.SamplingParams(max_tokens=TOKENS)
     service = tinker.ServiceClient(base_url=url, api_key="tml-bench")
     sampler = await service.create_sampling_client_async(base_model=SLOW)
-    return await cancelled(lambda: sampler.sample_async(prompt, 1, params), url, settings["in_flight"])
+    return await cancelled(lambda: sampler.sample_async(prompt, 1, params), url, settings)
 
 
 DEPLOYMENT = ("fwasync", "Fireworks SDK", "floor")
+SETTINGS = {"in_flight": 1000, "settle_s": 1.0}
 TRAINER_API = ("fwasync, trainer API", "tinker")
 
 CASE = Case(
@@ -120,11 +122,9 @@ CASE = Case(
         "tinker": Client(with_tinker, "tinker", "tinker"),
     },
     cells=[
-        Cell("1,000 streamed", {"in_flight": 1000, "stream": True}, is_short=True, without=TRAINER_API),
-        Cell(
-            "1,000 whole", {"in_flight": 1000, "stream": False}, is_short=True, without=["Fireworks SDK", *TRAINER_API]
-        ),
-        Cell("1,000 of the trainer API", {"in_flight": 1000}, is_short=True, without=DEPLOYMENT),
+        Cell("1,000 streamed", SETTINGS | {"stream": True}, is_short=True, without=TRAINER_API),
+        Cell("1,000 whole", SETTINGS | {"stream": False}, is_short=True, without=["Fireworks SDK", *TRAINER_API]),
+        Cell("1,000 of the trainer API", SETTINGS, is_short=True, without=DEPLOYMENT),
     ],
     columns=(
         Column("generating", "in flight", 0),
@@ -136,7 +136,8 @@ CASE = Case(
         Column("still_generating", "still generated", 0),
         MEMORY,
     ),
-    tiny={"in_flight": 4},
+    plot="ended_ms",
+    tiny={"in_flight": 4, "settle_s": 0.1},
 )
 
 if __name__ == "__main__":

@@ -93,13 +93,25 @@ MEMORY = Column("rss_mb", "peak RSS MB", 0)
 
 @dataclass(frozen=True)
 class Case:
-    """A script's case: `tiny` are settings that make every cell quick, for a test that it still runs."""
+    """A script's case.
+
+    Attributes:
+        name: The script's.
+        title: What a reader calls it.
+        clients: Who takes part, in this order.
+        cells: What is measured.
+        columns: What is shown of it.
+        plot: The measure that is plotted.
+        tiny: Settings that make every cell quick, for a test that it still runs.
+        rounds: How often each client has its turn, but in the short form.
+    """
 
     name: str
     title: str
     clients: Mapping[str, Client]
     cells: Sequence[Cell]
     columns: Sequence[Column] = (RATE, CPU, STALL, MEMORY)
+    plot: str = "cpu_ms"
     tiny: Settings = field(default_factory=dict)
     rounds: int = 5
 
@@ -415,6 +427,7 @@ def main(case: Case) -> None:
             "load_after": os.getloadavg()[0],
             "about": sys.modules["__main__"].__doc__,
             "versions": [version for client in case.clients.values() if (version := version_of(client))],
+            "plot": case.plot,
             "columns": [asdict(column) for column in case.columns],
             "rows": rows,
         }

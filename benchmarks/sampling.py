@@ -115,7 +115,7 @@ CASE = Case(
         STALL,
         MEMORY,
     ),
-    tiny={"in_flight": 4, "count": 8},
+    tiny={"in_flight": 4, "count": 4},
 )
 
 if __name__ == "__main__":

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,27 +12,7 @@ import pytest
 from fwasync._wire import messages, tensors
 from fwasync._wire.protobuf import batches, results
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 OURS = ("fwasync, JSON", "fwasync, protobuf", "floor, JSON", "floor, protobuf", "fwasync", "the loss alone")
-
-
-@pytest.fixture(scope="module")
-def harness() -> Iterator[Any]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        module = importlib.import_module("harness")
-
-        def ended(measures: dict[str, Any]) -> NoReturn:
-            raise AssertionError(f"it would have ended the process with {measures}")
-
-        patch.setattr(module, "report", ended)
-        yield module
-
-
-@pytest.fixture(scope="module")
-def url(harness: Any) -> Iterator[str]:
-    with harness.server() as url:
-        yield url
 
 
 @pytest.mark.parametrize("script", ["training", "batches", "custom_loss", "long_run"])
@@ -59,7 +37,7 @@ async def test_an_import_of_fwasync_loads_nothing_heavy(harness, url):
     assert (await case.clients["import numpy"].run(url, case.tiny))["heavy_names"] == ["numpy"]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def by_hand(harness: Any) -> Any:
     return importlib.import_module("floor_training")
 
