@@ -51,9 +51,18 @@ def curves(rows: Rows, clients: Sequence[str], key: str, size: Callable[[str], f
     return {client: points for client, points in found.items() if points}
 
 
-def streamed(cell: str) -> float | None:
-    """How many are in flight, where each has 64 tokens and the server answers at once."""
-    found = re.fullmatch(r"([\d,]+) in flight, 64 tokens, streamed", cell)
+def at_once(cell: str) -> float | None:
+    """How many are in flight, where the server answers at once."""
+    return in_flight(cell, "")
+
+
+def paced(cell: str) -> float | None:
+    """How many are in flight, where the server takes 20 ms for each event."""
+    return in_flight(cell, ", 20 ms an event")
+
+
+def in_flight(cell: str, pace: str) -> float | None:
+    found = re.fullmatch(rf"([\d,]+) in flight, 64 tokens, streamed{pace}", cell)
     return float(found[1].replace(",", "")) if found else None
 
 
@@ -63,9 +72,12 @@ def datums(cell: str) -> float | None:
 
 def sampling(rows: Rows) -> list[Panel]:
     clients = ("fwasync", "Fireworks SDK", "floor")
+    x_label = "completions in flight"
     return [
-        Panel("CPU ms a completion", "completions in flight", curves(rows, clients, "cpu_ms", streamed)),
-        Panel("Peak memory of the process, MB", "completions in flight", curves(rows, clients, "rss_mb", streamed)),
+        Panel("CPU ms a completion, answered at once", x_label, curves(rows, clients, "cpu_ms", at_once)),
+        Panel("Peak memory of the process, MB", x_label, curves(rows, clients, "rss_mb", at_once)),
+        Panel("CPU ms a completion, 20 ms an event", x_label, curves(rows, clients, "cpu_ms", paced)),
+        Panel("Completions a second, 20 ms an event", x_label, curves(rows, clients, "per_s", paced)),
     ]
 
 
