@@ -21,7 +21,7 @@ def make(folder_name: str, *what: str) -> str:
     again. It lies in a folder of the checkout that git ignores by the folder's own word.
     """
     folder = ROOT / folder_name
-    packages = sysconfig.get_path("purelib")
+    packages = str(Path(sysconfig.get_path("purelib")).resolve())
     stamp, wanted = folder / "made-of", "\n".join([*what, sys.version, packages])
     python = folder / "bin" / "python"
     if not stamp.is_file() or stamp.read_text() != wanted:

@@ -54,6 +54,8 @@ class Raw(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
+
+    def begin(self) -> None:
         self.transport.write(self._sent * self._depth)
 
     def data_received(self, data: bytes) -> None:
@@ -82,6 +84,8 @@ async def served(url: str, sent: bytes, connections: int, depth: int, seconds: f
     for _ in range(connections):
         _, raw = await loop.create_connection(lambda: Raw(sent, size, depth), parts.hostname, parts.port)
         opened.append(raw)
+    for raw in opened:
+        raw.begin()
     await asyncio.sleep(0.2)
     before, cpu, started = sum(raw.answers for raw in opened), cpu_of(url), time.perf_counter()
     await asyncio.sleep(seconds)

@@ -103,7 +103,7 @@ CASE = Case(
     title="Sampling from a deployment",
     clients={
         "fwasync": Client(with_fwasync, "fwasync"),
-        "Fireworks SDK": Client(with_fireworks, "fireworks-ai", "fireworks", share=0.25),
+        "Fireworks SDK": Client(with_fireworks, "fireworks-ai", "fireworks", share=0.25, short_rounds=2),
         "floor": Client(with_floor),
     },
     cells=list(cells()),
