@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test check docs bench clean
+.PHONY: demo test check docs bench bench-scale clean
 
 demo: $(VENV)/.local
 	$(BIN)/fwasync demo
@@ -24,6 +24,11 @@ docs: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/environments.py
 	$(BIN)/python benchmarks/bench.py
+
+# Measures for longer, and draws the curves of docs/scale.md.
+bench-scale: $(VENV)/.dev
+	$(BIN)/python benchmarks/environments.py
+	$(BIN)/python benchmarks/draw_scale.py --measure
 
 clean:
 	rm -rf $(VENV) .venv-bench-tinker .venv-older .venv-fireworks .venv-ray site

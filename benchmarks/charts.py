@@ -50,7 +50,13 @@ class Axis:
         if not self._is_log:
             return ticks(self._low, self._high)
         powers = range(math.floor(self._low), math.ceil(self._high) + 1)
-        digits = (1,) if self._high - self._low > 3 else (1, 2, 5) if self._high - self._low > 0.9 else range(1, 10)
+        digits = (
+            (1,)
+            if self._high - self._low > 3
+            else (1, 2, 5)
+            if self._high - self._low > 0.9
+            else (1, 1.5, 2, 3, 4, 6, 8)
+        )
         return [
             value
             for power in powers

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -22,12 +23,15 @@ import trainers
 from charts import Panel, Points
 
 DOCS = harness.HERE.parent / "docs" / "scale"
+RESULTS = harness.HERE / "results" / "scale"
+"""Not those of the page of benchmarks: other cells are measured."""
+
 Rows = Sequence[dict[str, Any]]
 
 
 def rows_of(name: str) -> Rows | None:
     """What a script measured, if it has."""
-    path = harness.RESULTS / f"{name}.json"
+    path = RESULTS / f"{name}.json"
     return json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else None
 
 
@@ -47,9 +51,18 @@ def curves(rows: Rows, clients: Sequence[str], key: str, size: Callable[[str], f
     return {client: points for client, points in found.items() if points}
 
 
-def streamed(cell: str) -> float | None:
-    """How many are in flight, where each has 64 tokens and the server answers at once."""
-    found = re.fullmatch(r"([\d,]+) in flight, 64 tokens, streamed", cell)
+def at_once(cell: str) -> float | None:
+    """How many are in flight, where the server answers at once."""
+    return in_flight(cell, "")
+
+
+def paced(cell: str) -> float | None:
+    """How many are in flight, where the server takes 20 ms for each event."""
+    return in_flight(cell, ", 20 ms an event")
+
+
+def in_flight(cell: str, pace: str) -> float | None:
+    found = re.fullmatch(rf"([\d,]+) in flight, 64 tokens, streamed{pace}", cell)
     return float(found[1].replace(",", "")) if found else None
 
 
@@ -59,9 +72,12 @@ def datums(cell: str) -> float | None:
 
 def sampling(rows: Rows) -> list[Panel]:
     clients = ("fwasync", "Fireworks SDK", "floor")
+    x_label = "completions in flight"
     return [
-        Panel("CPU ms a completion", "completions in flight", curves(rows, clients, "cpu_ms", streamed)),
-        Panel("Peak memory of the process, MB", "completions in flight", curves(rows, clients, "rss_mb", streamed)),
+        Panel("CPU ms a completion, answered at once", x_label, curves(rows, clients, "cpu_ms", at_once)),
+        Panel("Peak memory of the process, MB", x_label, curves(rows, clients, "rss_mb", at_once)),
+        Panel("CPU ms a completion, 20 ms an event", x_label, curves(rows, clients, "cpu_ms", paced)),
+        Panel("Completions a second, 20 ms an event", x_label, curves(rows, clients, "per_s", paced)),
     ]
 
 
@@ -119,8 +135,10 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--measure", action="store_true")
     if parser.parse_args().measure:
+        environment = {**os.environ, "FWASYNC_BENCHMARK_RESULTS": str(RESULTS)}
         for name in SHEETS:
-            subprocess.run([sys.executable, harness.HERE / f"{name}.py", *ONLY.get(name, ())], check=True)
+            command = [sys.executable, str(harness.HERE / f"{name}.py"), *ONLY.get(name, ())]
+            subprocess.run(command, check=True, env=environment)
     DOCS.mkdir(exist_ok=True)
     for name, panels in SHEETS.items():
         if (rows := rows_of(name)) is None:

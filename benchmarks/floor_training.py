@@ -85,12 +85,8 @@ def json_logprobs(body: bytes) -> Iterator[np.ndarray]:
 
 
 def varint(value: int) -> bytes:
-    out = bytearray()
-    while value >= 0x80:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
+    *others, last = (value >> shift & 0x7F for shift in range(0, max(value.bit_length(), 1), 7))
+    return bytes([*(group | 0x80 for group in others), last])
 
 
 def field(number: int, *parts: bytes) -> bytes:

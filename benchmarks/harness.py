@@ -29,7 +29,7 @@ from typing import Any, NoReturn
 import anyio
 
 HERE = Path(__file__).resolve().parent
-RESULTS = HERE / "results"
+RESULTS = Path(os.environ.get("FWASYNC_BENCHMARK_RESULTS", HERE / "results"))
 SERVER, CLIENT = 0, -1
 """Which of the cores a process is held to: the first, or the last."""
 
@@ -418,7 +418,7 @@ def main(case: Case) -> None:
         show(cell, table(case.columns, [row for row in rows if row["cell"] == cell]))
     print(f"\nload average {os.getloadavg()[0]:.1f} after")
     if not options.tiny:
-        RESULTS.mkdir(exist_ok=True)
+        RESULTS.mkdir(exist_ok=True, parents=True)
         result = {
             "name": case.name,
             "title": case.title,

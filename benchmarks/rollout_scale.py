@@ -127,7 +127,7 @@ def main() -> None:
             f"{row['lag_p99']:6.1f}  {row['lag_max']:6.1f}  {row['cpu_ms_per_rollout']:17.2f}  "
             f"{row['rollouts_per_s']:11,.0f}"
         )
-    harness.RESULTS.mkdir(exist_ok=True)
+    harness.RESULTS.mkdir(exist_ok=True, parents=True)
     stored = {"name": "rollout_scale", "machine": dataclasses.asdict(where), "rows": rows}
     (harness.RESULTS / "rollout_scale.json").write_text(json.dumps(stored, indent=1), encoding="utf-8")
 

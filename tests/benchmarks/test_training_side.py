@@ -81,7 +81,7 @@ def test_what_is_written_at_a_time_is_no_more_than_a_write(by_hand):
 
 def test_curves_are_drawn_of_what_was_measured(harness, tmp_path, monkeypatch):
     draw = importlib.import_module("draw_scale")
-    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    monkeypatch.setattr(draw, "RESULTS", tmp_path)
     monkeypatch.setattr(draw, "DOCS", tmp_path / "scale")
     monkeypatch.setattr("sys.argv", ["draw_scale.py"])
     rows = [
