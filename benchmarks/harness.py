@@ -412,8 +412,7 @@ def main(case: Case) -> None:
     with server() as url:
         for row in measured(case, options, url):
             rows.append(row)
-            print(".", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
+            print(f"  {row['cell']}: {row['client']}", file=sys.stderr)
     for cell in dict.fromkeys(row["cell"] for row in rows):
         show(cell, table(case.columns, [row for row in rows if row["cell"] == cell]))
     print(f"\nload average {os.getloadavg()[0]:.1f} after")

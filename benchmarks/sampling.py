@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import harness
-from harness import CPU, MEMORY, RATE, STALL, Case, Cell, Client, Column, Measures, Settings
+from harness import CPU, MEMORY, RATE, STALL, STALL_CPU, Case, Cell, Client, Column, Measures, Settings
 
 PROMPT = list(range(64))
 KEY = "fw-bench"
@@ -113,6 +113,7 @@ CASE = Case(
         CPU,
         Column("cpu_ms", "CPU", against="floor"),
         STALL,
+        STALL_CPU,
         MEMORY,
     ),
     tiny={"in_flight": 4, "count": 4},

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import harness
-from harness import CPU, MEMORY, RATE, STALL, Case, Cell, Client, Column, Measures, Settings
+from harness import CPU, MEMORY, RATE, STALL, STALL_CPU, Case, Cell, Client, Column, Measures, Settings
 
 PROMPT = list(range(64))
 TOKENS = 64
@@ -87,6 +87,7 @@ CASE = Case(
         CPU,
         Column("cpu_ms", "CPU", against="floor"),
         STALL,
+        STALL_CPU,
         MEMORY,
     ),
     tiny={"in_flight": 4, "count": 8},
