@@ -88,6 +88,7 @@ RATE = Column("per_s", "per second", 0)
 CPU = Column("cpu_ms", "CPU ms each", 3)
 STALL = Column("stall_ms", "longest stall ms")
 STALL_CPU = Column("stall_cpu_ms", "of its own CPU")
+SERVER_BUSY = Column("server_busy", "server busy", 2)
 MEMORY = Column("rss_mb", "peak RSS MB", 0)
 
 
@@ -294,9 +295,18 @@ def version_of(client: Client) -> str | None:
     return f"{client.package} {done.stdout.strip()}"
 
 
+def allow_connections(wanted: int = 10_000) -> None:
+    """Let this process and those that it starts have so many files open, where that is allowed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        wanted = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 @contextmanager
 def server() -> Generator[str]:
     """A neutral server in a process of its own, on a core of its own; its URL."""
+    allow_connections()
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     command = [sys.executable, str(HERE / "neutral_server.py")]
     if len(cores) > 1:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import harness
-from harness import CPU, MEMORY, RATE, STALL, STALL_CPU, Case, Cell, Client, Column, Measures, Settings
+from harness import CPU, MEMORY, RATE, SERVER_BUSY, STALL, STALL_CPU, Case, Cell, Client, Column, Measures, Settings
 
 PROMPT = list(range(64))
 TOKENS = 64
@@ -89,6 +89,7 @@ CASE = Case(
         STALL,
         STALL_CPU,
         MEMORY,
+        SERVER_BUSY,
     ),
     tiny={"in_flight": 4, "count": 8},
 )
