@@ -103,8 +103,12 @@ async def with_tinker(url: str, settings: Settings) -> Measures:
 
     prompt, params = tinker.ModelInput.from_ints(PROMPT), tinker.SamplingParams(max_tokens=TOKENS)
     service = tinker.ServiceClient(base_url=url, api_key="tml-bench")
-    sampler = await service.create_sampling_client_async(base_model=SLOW)
-    return await cancelled(lambda: sampler.sample_async(prompt, 1, params), url, settings)
+    sampler = await service.create_sampling_client(base_model=SLOW)
+
+    async def one() -> None:
+        await sampler.sample(prompt, 1, params)
+
+    return await cancelled(one, url, settings)
 
 
 DEPLOYMENT = ("fwasync", "Fireworks SDK", "floor")

@@ -7,7 +7,7 @@ those, or waste.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self, cast
 from urllib.parse import urlsplit
@@ -93,7 +93,7 @@ class Floor:
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
-        self._host, self._port = parts.hostname, parts.port
+        self._host, self._port = parts.hostname or "", parts.port or 80
         self._idle: list[Connection] = []
         self._all: set[Connection] = set()
         self._heads: dict[tuple[str, str, str], bytes] = {}
@@ -189,7 +189,7 @@ read_submitted = msgspec.json.Decoder(Submitted).decode
 COMPLETIONS = "/inference/v1/completions"
 
 
-def read_sample(body: bytes) -> tuple[memoryview, memoryview]:
+def read_sample(body: bytes) -> tuple[Sequence[int], Sequence[float]]:
     """Tokens and logprobs of the only sequence of a `SampleResponse`, which has nothing else in it."""
     _, message = _delimited(memoryview(body), 0)
     at, found = 0, dict[int, memoryview]()

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import date
@@ -50,7 +50,7 @@ class Client:
         short_rounds: How many rounds it takes part in of the short form's.
     """
 
-    run: Callable[[str, Settings], Awaitable[Measures]]
+    run: Callable[[str, Settings], Coroutine[Any, Any, Measures]]
     package: str | None = None
     environment: str | None = None
     share: float = 1.0
@@ -88,6 +88,7 @@ RATE = Column("per_s", "per second", 0)
 CPU = Column("cpu_ms", "CPU ms each", 3)
 STALL = Column("stall_ms", "longest stall ms")
 STALL_CPU = Column("stall_cpu_ms", "of its own CPU")
+SERVER_BUSY = Column("server_busy", "server busy", 2)
 MEMORY = Column("rss_mb", "peak RSS MB", 0)
 
 
@@ -112,7 +113,7 @@ class Case:
     cells: Sequence[Cell]
     columns: Sequence[Column] = (RATE, CPU, STALL, MEMORY)
     plot: str = "cpu_ms"
-    tiny: Settings = field(default_factory=dict)
+    tiny: Settings = field(default_factory=dict[str, Any])
     rounds: int = 5
 
 
@@ -294,9 +295,18 @@ def version_of(client: Client) -> str | None:
     return f"{client.package} {done.stdout.strip()}"
 
 
+def allow_connections(wanted: int = 10_000) -> None:
+    """Let this process and those that it starts have so many files open, where that is allowed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        wanted = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 @contextmanager
-def server() -> Iterator[str]:
+def server() -> Generator[str]:
     """A neutral server in a process of its own, on a core of its own; its URL."""
+    allow_connections()
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     command = [sys.executable, str(HERE / "neutral_server.py")]
     if len(cores) > 1:
@@ -412,8 +422,7 @@ def main(case: Case) -> None:
     with server() as url:
         for row in measured(case, options, url):
             rows.append(row)
-            print(".", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
+            print(f"  {row['cell']}: {row['client']}", file=sys.stderr)
     for cell in dict.fromkeys(row["cell"] for row in rows):
         show(cell, table(case.columns, [row for row in rows if row["cell"] == cell]))
     print(f"\nload average {os.getloadavg()[0]:.1f} after")

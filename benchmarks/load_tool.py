@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import socket
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import cast
 from urllib.parse import urlsplit
@@ -22,7 +23,7 @@ import msgspec
 PROMPT = list(range(64))
 
 
-def request(path: str, body: dict[str, object]) -> bytes:
+def request(path: str, body: Mapping[str, object]) -> bytes:
     data = msgspec.json.encode(body)
     head = f"POST {path} HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\ncontent-length: {len(data)}\r\n"
     return head.encode() + b"\r\n" + data
@@ -65,10 +66,17 @@ class Raw(asyncio.Protocol):
             self.transport.write(self._sent * answers)
 
 
+def place(url: str) -> tuple[str, int]:
+    parts = urlsplit(url)
+    assert parts.hostname is not None
+    assert parts.port is not None
+    return parts.hostname, parts.port
+
+
 def size_of_answer(url: str, sent: bytes) -> int:
     """Bytes of an answer, which are always as many."""
-    parts, size = urlsplit(url), 0
-    with socket.create_connection((parts.hostname, parts.port)) as connection:
+    size = 0
+    with socket.create_connection(place(url)) as connection:
         connection.sendall(sent)
         connection.settimeout(1.0)
         with suppress(TimeoutError):
@@ -79,10 +87,10 @@ def size_of_answer(url: str, sent: bytes) -> int:
 
 async def served(url: str, sent: bytes, connections: int, depth: int, seconds: float) -> tuple[float, float]:
     """Answers a second, and in a second of the server's CPU time."""
-    parts, loop, size = urlsplit(url), asyncio.get_running_loop(), size_of_answer(url, sent)
+    loop, size = asyncio.get_running_loop(), size_of_answer(url, sent)
     opened: list[Raw] = []
     for _ in range(connections):
-        _, raw = await loop.create_connection(lambda: Raw(sent, size, depth), parts.hostname, parts.port)
+        _, raw = await loop.create_connection(lambda: Raw(sent, size, depth), *place(url))
         opened.append(raw)
     for raw in opened:
         raw.begin()

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import harness
-from harness import CPU, MEMORY, RATE, STALL, Case, Cell, Client, Column, Measures, Settings
+from harness import CPU, MEMORY, RATE, SERVER_BUSY, STALL, STALL_CPU, Case, Cell, Client, Column, Measures, Settings
 
 PROMPT = list(range(64))
 KEY = "fw-bench"
@@ -113,7 +113,9 @@ CASE = Case(
         CPU,
         Column("cpu_ms", "CPU", against="floor"),
         STALL,
+        STALL_CPU,
         MEMORY,
+        SERVER_BUSY,
     ),
     tiny={"in_flight": 4, "count": 4},
 )

@@ -7,8 +7,10 @@ A prompt of 64 tokens, 64 sampled; token ids and logprobs come back, as protobuf
 
 from __future__ import annotations
 
+from typing import Any
+
 import harness
-from harness import CPU, MEMORY, RATE, STALL, Case, Cell, Client, Column, Measures, Settings
+from harness import CPU, MEMORY, RATE, SERVER_BUSY, STALL, STALL_CPU, Case, Cell, Client, Column, Measures, Settings
 
 PROMPT = list(range(64))
 TOKENS = 64
@@ -22,7 +24,7 @@ async def with_fwasync(url: str, settings: Settings) -> Measures:
 
     async def one() -> None:
         answer = await sampler.sample(prompt, 1, params)
-        assert len(answer.sequences[0].tokens_np) == TOKENS
+        assert len(answer.sequences[0].tokens) == TOKENS
 
     async with AsyncServiceClient(url, KEY) as service:
         async with service.create_sampling_client(base_model="bench") as sampler:
@@ -34,11 +36,11 @@ async def with_tinker(url: str, settings: Settings) -> Measures:
 
     prompt, params = tinker.ModelInput.from_ints(PROMPT), tinker.SamplingParams(max_tokens=TOKENS)
     service = tinker.ServiceClient(base_url=url, api_key=KEY)
-    sampler = await service.create_sampling_client_async(base_model="bench")
+    sampler = await service.create_sampling_client(base_model="bench")
 
     async def one() -> None:
-        answer = await sampler.sample_async(prompt, 1, params)
-        assert len(answer.sequences[0].tokens_np) == TOKENS
+        answer = await sampler.sample(prompt, 1, params)
+        assert len(answer.sequences[0].tokens) == TOKENS
 
     return await harness.measure(one, url, settings["in_flight"], settings["count"])
 
@@ -49,7 +51,7 @@ async def with_floor(url: str, settings: Settings) -> Measures:
 
     api = floor.Floor(url)
     created = await api.post("/api/v1/create_sampling_session", b'{"base_model": "bench"}')
-    request = {
+    request: dict[str, Any] = {
         "sampling_session_id": msgspec.json.decode(created)["sampling_session_id"],
         "seq_id": 0,
         "num_samples": 1,
@@ -85,7 +87,9 @@ CASE = Case(
         CPU,
         Column("cpu_ms", "CPU", against="floor"),
         STALL,
+        STALL_CPU,
         MEMORY,
+        SERVER_BUSY,
     ),
     tiny={"in_flight": 4, "count": 8},
 )
