@@ -3,8 +3,8 @@
 python benchmarks/long_run.py [--rounds 1] [--cell NAME]
 
 A step is forward_backward of 8 datums of 256 tokens and optim_step, pipelined: its results are awaited when four later
-steps have been sent. Every 20 steps, 16 samples of 64 tokens run beside them. After each 500 steps: CPU time and latency
-of a step (median and 99th percentile), what is resident, and how many tasks, timers and objects there are.
+steps have been sent. Every 20 steps, 16 samples of 64 tokens run beside them. After each 500 steps: CPU time and
+latency of a step (median and 99th percentile), what is resident, and how many tasks, timers and objects there are.
 """
 
 from __future__ import annotations
