@@ -101,7 +101,7 @@ def batches(rows: Rows) -> list[Panel]:
     )
     titles = {
         "cpu_ms": "CPU ms a batch",
-        "stall_cpu_ms": "Longest turn that the loop stood still, CPU ms",
+        "stall_cpu_ms": "Longest stall of its own making, CPU ms",
         "grown_mb": "Memory beyond the batch itself, MB",
         "wire_mb": "MB sent",
     }
