@@ -101,7 +101,7 @@ def batches(rows: Rows) -> list[Panel]:
     )
     titles = {
         "cpu_ms": "CPU ms a batch",
-        "stall_cpu_ms": "Longest turn that the loop stood still, CPU ms",
+        "stall_cpu_ms": "Longest stall of its own making, CPU ms",
         "grown_mb": "Memory beyond the batch itself, MB",
         "wire_mb": "MB sent",
     }
@@ -111,19 +111,15 @@ def batches(rows: Rows) -> list[Panel]:
 def long_run(rows: Rows) -> list[Panel]:
     windows = {f"fwasync, {row['cell']}": row["windows"] for row in rows if row["round"] == 0}
 
-    def points(key: str, what: str = "") -> dict[str, Points]:
-        return {name + what: [(w["step"], w[key]) for w in found] for name, found in windows.items()}
+    def points(key: str) -> dict[str, Points]:
+        return {name: [(window["step"], window[key]) for window in found] for name, found in windows.items()}
 
     return [
         Panel("Resident memory, MB", "steps", points("rss_mb"), is_log_x=False, is_log_y=False),
+        Panel("CPU ms a step", "steps", points("cpu_ms"), is_log_x=False, is_log_y=False),
         Panel("Latency of a step, ms: median", "steps", points("p50_ms"), is_log_x=False, is_log_y=False),
-        Panel("99th percentile", "steps", points("p99_ms"), is_log_x=False, is_log_y=False),
-        Panel("Python objects, thousands", "steps", thousands(points("objects")), is_log_x=False, is_log_y=False),
+        Panel("Latency of a step, ms: 99th percentile", "steps", points("p99_ms"), is_log_x=False, is_log_y=False),
     ]
-
-
-def thousands(curves_: dict[str, Points]) -> dict[str, Points]:
-    return {name: [(x, y / 1e3) for x, y in points] for name, points in curves_.items()}
 
 
 ONLY = {"sampling": ("--cell", "64 tokens, streamed", "--rounds", "3"), "batches": ("--rounds", "3")}
