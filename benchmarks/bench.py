@@ -58,12 +58,11 @@ def ratios(result: Result) -> Iterator[list[str]]:
     """A line for each cell: fwasync's ratios to others."""
     columns = [Column(**column) for column in result["columns"] if column["against"]]
     for cell, rows in cells(result).items():
-        names, *lines = harness.table(columns, rows)
-        for name, *values in lines:
-            if name.partition(",")[0].endswith(bars.OURS):
+        for name, *values in harness.table(columns, rows)[1:]:
+            if bars.OURS in name:
                 told = [
-                    f"{value.replace('x', '')} x {title} of {column.against}"
-                    for value, title, column in zip(values, names[1:], columns, strict=True)
+                    f"{value.replace('x', '')} x {column.title} of {column.against}"
+                    for value, column in zip(values, columns, strict=True)
                     if value != "–"
                 ]
                 if told:

@@ -389,7 +389,8 @@ def table(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> list[
     lines = [
         [name, *(told(column, of[name], of.get(column.against or "", ())) for column in columns)] for name in names
     ]
-    return [["", *(column.title for column in columns)], *lines]
+    titles = [f"{column.title} ÷ {column.against}" if column.against else column.title for column in columns]
+    return [["", *titles], *lines]
 
 
 def show(title: str, lines: list[list[str]]) -> None:

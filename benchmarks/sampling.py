@@ -111,6 +111,7 @@ CASE = Case(
         RATE,
         Column("per_s", "rate", against="Fireworks SDK"),
         CPU,
+        Column("cpu_ms", "CPU", against="Fireworks SDK"),
         Column("cpu_ms", "CPU", against="floor"),
         STALL,
         STALL_CPU,

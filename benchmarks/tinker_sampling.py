@@ -85,6 +85,7 @@ CASE = Case(
         RATE,
         Column("per_s", "rate", against="tinker"),
         CPU,
+        Column("cpu_ms", "CPU", against="tinker"),
         Column("cpu_ms", "CPU", against="floor"),
         STALL,
         STALL_CPU,

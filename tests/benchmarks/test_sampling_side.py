@@ -148,7 +148,7 @@ ROWS = [
 def test_a_table_has_medians_spread_and_ratios(harness):
     columns = [harness.CPU, harness.Column("cpu_ms", "CPU", against="other"), harness.Column("none", "none")]
     assert harness.table(columns, ROWS) == [
-        ["", "CPU ms each", "CPU", "none"],
+        ["", "CPU ms each", "CPU ÷ other", "none"],
         ["fwasync", "2.000 (1.000–3.000)", "0.10x", "–"],
         ["other", "20.000*", "1.00x", "–"],
     ]
