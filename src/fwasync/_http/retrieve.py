@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -60,11 +61,12 @@ async def retrieve(
 
     **Cancellation:** the poll is dropped; nothing changes on the service.
     """
+    clock = asyncio.get_running_loop().time
     metadata_only = True
     failures = 0
     failing_since = 0.0
     while True:
-        started = anyio.current_time()
+        started = clock()
         poll = await _poll(http, request_id, metadata_only=metadata_only, accept=accept)
         match poll.outcome:
             case Ready():
@@ -85,13 +87,13 @@ async def retrieve(
             case PayloadHeld():
                 metadata_only, failures, delay = False, 0, 0.0
             case NotReady():
-                failures, delay = 0, started + _SHORTEST_POLL_S - anyio.current_time()
+                failures, delay = 0, started + _SHORTEST_POLL_S - clock()
                 if on_wait is not None:
                     on_wait(poll.outcome)
             case Transient():
                 failing_since = failing_since if failures else started
                 failures += 1
-                failing_s = anyio.current_time() - failing_since
+                failing_s = clock() - failing_since
                 delay = http.retry.delay(
                     failures,
                     elapsed_s=failing_s,
@@ -106,11 +108,11 @@ async def retrieve(
         await anyio.sleep(max(0.0, delay))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Poll:
     outcome: Outcome
-    failure: str = ""
     answer: Answer | None = None
+    failure: str = ""
 
 
 async def _poll(http: Http, request_id: str | int, *, metadata_only: bool, accept: str) -> _Poll:
@@ -118,10 +120,11 @@ async def _poll(http: Http, request_id: str | int, *, metadata_only: bool, accep
     try:
         answer = await http.attempt("POST", "retrieve_future", [body], accept=accept, timeout=_POLL_TIMEOUT_S)
     except Unanswered as error:
-        return _Poll(Transient(), str(error))
+        return _Poll(Transient(), failure=str(error))
+    if answer.status == 200 and protobuf.CONTENT_TYPE in answer.content_type:
+        return _Poll(Ready(), answer)
     text = "" if answer.status == 200 else http.error_text(answer)
-    is_protobuf = protobuf.CONTENT_TYPE in answer.content_type
-    outcome = Ready() if answer.status == 200 and is_protobuf else read_outcome(answer.status, answer.body, text=text)
+    outcome = read_outcome(answer.status, answer.body, text=text)
     if outcome is None:
         raise http.refusal(answer, "retrieve_future")
-    return _Poll(outcome, f"status {answer.status} {text}".rstrip(), answer)
+    return _Poll(outcome, answer, f"status {answer.status} {text}".rstrip())

@@ -74,6 +74,8 @@ class _Probe(msgspec.Struct):
     queue_state_reason: Any = None
 
 
+_probe = msgspec.json.Decoder(_Probe)
+
 _CATEGORIES = ("user", "server")
 # Everything but a result is short. Larger bodies are not searched, which would take milliseconds on an event loop.
 _LARGEST_WORD = 100_000
@@ -101,7 +103,7 @@ def read_outcome(status: int, body: bytes, *, text: str) -> Outcome | None:
     if status == 200 and len(body) > _LARGEST_WORD:
         return Ready()
     try:
-        probe = msgspec.json.decode(body, type=_Probe)
+        probe = _probe.decode(body)
     except msgspec.MsgspecError:
         return Transient() if status == 408 else None
     if status == 408 or probe.type == "try_again":

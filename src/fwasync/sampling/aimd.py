@@ -18,6 +18,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import msgspec
+
 from fwasync.errors import UsageError
 from fwasync.sampling.latency import LatencyTrack
 
@@ -78,8 +80,7 @@ class AimdSettings:
         _require("latency_horizon", self.latency_horizon, self.latency_horizon >= 1)
 
 
-@dataclass(frozen=True, slots=True)
-class Observation:
+class Observation(msgspec.Struct, frozen=True, gc=False):
     """What one attempt at a request told.
 
     Attributes:

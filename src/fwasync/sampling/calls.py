@@ -7,6 +7,7 @@ Invariants
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator
 from contextlib import contextmanager
 
@@ -26,36 +27,41 @@ class Calls:
 
     def __init__(self, owner: str) -> None:
         self._owner = owner
-        self._scopes: dict[anyio.CancelScope, anyio.Event] = {}
+        self._calls: dict[anyio.CancelScope, bool] = {}
+        self._closing: dict[anyio.CancelScope, anyio.Event] = {}
 
     @contextmanager
-    def call(self, *, is_block: bool = False) -> Generator[None]:
+    def call(self, *, timeout: float | None = None, is_block: bool = False) -> Generator[None]:
         """Be one of them.
 
         Args:
+            timeout: Seconds after which the block ends, as that of `anyio.move_on_after` does.
             is_block: Code of the caller runs inside: who closes does not wait for it.
 
         Raises:
             ClosedError: The owner was closed meanwhile.
         """
-        ended = anyio.Event()
-        with anyio.CancelScope() as scope:
-            self._scopes[scope] = ended
-            if is_block:
-                ended.set()
+        deadline = math.inf if timeout is None else anyio.current_time() + timeout
+        ended: anyio.Event | None = None
+        with anyio.CancelScope(deadline=deadline) as scope:
+            self._calls[scope] = is_block
             try:
                 yield
             finally:
-                del self._scopes[scope]
-                ended.set()
-        if scope.cancelled_caught:
+                del self._calls[scope]
+                ended = self._closing.pop(scope, None)
+                if ended is not None:
+                    ended.set()
+        if ended is not None and scope.cancelled_caught:
             raise ClosedError(f"{self._owner} was closed while this was in progress: keep its block open until the end")
 
     async def end(self) -> None:
         """End all of them, and wait for those that are no blocks."""
-        ending = dict(self._scopes)
+        ending = dict(self._calls)
         for scope in ending:
+            self._closing.setdefault(scope, anyio.Event())
             scope.cancel()
+        awaited = [self._closing[scope] for scope, is_block in ending.items() if not is_block]
         with anyio.CancelScope(shield=True):  # they are cancelled, which takes no time
-            for ended in ending.values():
+            for ended in awaited:
                 await ended.wait()

@@ -128,7 +128,7 @@ class AsyncSamplingClient:
         started = anyio.current_time()
         self._in_flight += 1
         try:
-            with self._calls.call(), anyio.move_on_after(timeout):
+            with self._calls.call(timeout=timeout):
                 request = messages.SampleRequestMessage(
                     sampling_session_id=self._open_session_id(),
                     prompt=msgspec.Raw(model_input_json(prompt)),
@@ -196,7 +196,6 @@ class AsyncSamplingClient:
         for resubmissions_left in reversed(range(_RESUBMISSIONS + 1)):
             request.seq_id = next(self._numbers)
             async with self.concurrency.slot() as slot:
-                sent_at = anyio.current_time()
                 body = await self._session.http.call("POST", "asample", [encode(request)], on_failure=self._refused)
                 submitted = read("asample", body, messages.Submitted)
                 try:
@@ -215,7 +214,7 @@ class AsyncSamplingClient:
                 sample = _read_sample(result)
                 # The sequences of a sample grow side by side.
                 tokens = max((len(sequence.tokens) for sequence in sample.sequences), default=0)
-                slot.observation = Observation(200, latency_s=anyio.current_time() - sent_at, tokens=tokens)
+                slot.observation = Observation(200, latency_s=slot.age_s, tokens=tokens)
             return _response(sample, submitted)
         raise AssertionError("unreachable: the last resubmission returns or raises")
 

@@ -8,20 +8,21 @@ Invariants
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from fwasync._http.checks import require_finite
-from fwasync._wire.completions import Completion, CompletionChoice, CompletionRequest, Logprobs, TokenRow
+from fwasync._wire.completions import Completion, CompletionChoice, CompletionRequest, TokenRow
 from fwasync.errors import ProtocolError, UsageError
 
 __all__ = (
     "CompletionOptions",
+    "CompletionReader",
     "SampledCompletion",
     "completion_request",
-    "merge",
     "only_choice",
-    "read_completion",
 )
 
 
@@ -60,10 +61,12 @@ class CompletionOptions:
     http_timeout: float = 600.0
 
     def __post_init__(self) -> None:
-        require_finite("sampling", {"temperature": self.temperature, "top_p": self.top_p})
-        for name, value, least in (("max_tokens", self.max_tokens, 0), ("echo_last", self.echo_last or 0, 0)):
-            if value < least:
-                raise UsageError(f"sampling: {name} is {value}; it must be at least {least}")
+        if not (math.isfinite(self.temperature) and math.isfinite(self.top_p)):
+            require_finite("sampling", {"temperature": self.temperature, "top_p": self.top_p})
+        if self.max_tokens < 0:
+            raise UsageError(f"sampling: max_tokens is {self.max_tokens}; it must be at least 0")
+        if self.echo_last is not None and self.echo_last < 0:
+            raise UsageError(f"sampling: echo_last is {self.echo_last}; it must be at least 0")
         if self.temperature < 0:
             raise UsageError(f"sampling: temperature is {self.temperature}; it must not be negative")
         if not self.http_timeout > 0:
@@ -120,16 +123,15 @@ class SampledCompletion:
 
 
 def completion_request(
-    model: str, prompt: list[int], options: CompletionOptions, *, stop: list[str] | None, number: int, stream: bool
+    model: str, prompt: list[int], options: CompletionOptions, *, stop: list[str] | None, stream: bool
 ) -> CompletionRequest:
-    """The message of one completion.
+    """The message of one completion, the first of its group.
 
     Args:
         model: Full name of the deployment or model.
         prompt: Its token ids.
         options: What is asked for.
         stop: The strings that end it.
-        number: Which of its group, from 0.
         stream: Whether it comes in pieces.
     """
     return CompletionRequest(
@@ -142,7 +144,7 @@ def completion_request(
         top_p=options.top_p,
         top_k=options.top_k,
         stop=stop,
-        seed=None if options.seed is None else options.seed + number,
+        seed=options.seed,
         stream=stream,
         echo=options.echo or None,
         echo_last=options.echo_last or None,
@@ -154,58 +156,96 @@ def completion_request(
     )
 
 
-def merge(pieces: Sequence[CompletionChoice]) -> CompletionChoice:
-    """The choice whose pieces these are."""
-    whole = CompletionChoice(text="".join(piece.text or "" for piece in pieces))
-    rows: list[TokenRow] = []
-    for piece in pieces:
-        rows += (piece.logprobs and piece.logprobs.content) or []
+class CompletionReader:
+    """Puts a completion together from a choice, or from its pieces, and checks and aligns it.
+
+    Args:
+        prompt: The token ids that it continues.
+        options: What was asked for.
+    """
+
+    __slots__ = ("_choice", "_logprobs", "_matrices", "_options", "_prompt", "_rows", "_sampling", "_texts")
+
+    def __init__(self, prompt: list[int], options: CompletionOptions) -> None:
+        self._prompt = prompt
+        self._options = options
+        self._choice = CompletionChoice()
+        self._texts: list[str] = []
+        self._rows = 0
+        self._logprobs: list[float | None] = []
+        self._sampling: list[float | None] = []
+        self._matrices: list[str] = []
+
+    @property
+    def has_end(self) -> bool:
+        """Whether the piece that ends a completion has come."""
+        return self._choice.finish_reason is not None or self._choice.raw_output is not None
+
+    def add(self, piece: CompletionChoice) -> None:
+        """Take a choice in, or its next piece."""
+        whole = self._choice
+        self._texts.append(piece.text or "")
         whole.finish_reason = piece.finish_reason or whole.finish_reason
         whole.raw_output = piece.raw_output or whole.raw_output
         whole.token_ids = piece.token_ids or whole.token_ids
-    whole.logprobs = Logprobs(content=rows) if rows else None
-    return whole
+        whole.prompt_token_ids = piece.prompt_token_ids or whole.prompt_token_ids
+        self.add_rows((piece.logprobs and piece.logprobs.content) or ())
 
+    def add_rows(self, rows: Sequence[TokenRow]) -> None:
+        """Take the next rows of its logprobs in."""
+        self._rows += len(rows)
+        if self._options.logprobs:
+            self._logprobs += [row.logprob for row in rows]
+            self._sampling += [row.sampling_logprob for row in rows]
+        if self._options.include_routing_matrix:
+            self._matrices += [row.routing_matrix or "" for row in rows]
 
-def read_completion(choice: CompletionChoice, prompt: Sequence[int], options: CompletionOptions) -> SampledCompletion:
-    """A choice as a completion, checked and aligned.
+    def completion(self) -> SampledCompletion:
+        """All that was taken in as a completion.
 
-    Raises:
-        ProtocolError: It has no token ids, an echo is not the prompt's, or its lists disagree in length.
-    """
-    raw = choice.raw_output
-    ids = raw.completion_token_ids if raw is not None and raw.completion_token_ids is not None else choice.token_ids
-    if ids is None:
-        raise ProtocolError("completions: the answer has no token ids (raw_output.completion_token_ids)")
-    echoed = options.echoed(len(prompt))
-    if ids[:echoed] != list(prompt[len(prompt) - echoed :]):
-        raise ProtocolError(
-            f"completions: the answer's first {echoed} token ids must be the prompt's last ones, which were to be "
-            "echoed; the service does not echo, or another prompt was answered"
+        Raises:
+            ProtocolError: It has no token ids, an echo is not the prompt's, or its lists disagree in length.
+        """
+        choice, options, prompt = self._choice, self._options, self._prompt
+        raw = choice.raw_output
+        ids = raw.completion_token_ids if raw is not None and raw.completion_token_ids is not None else choice.token_ids
+        if ids is None:
+            raise ProtocolError("completions: the answer has no token ids (raw_output.completion_token_ids)")
+        echoed = options.echoed(len(prompt))
+        if ids[:echoed] != prompt[len(prompt) - echoed :]:
+            raise ProtocolError(
+                f"completions: the answer's first {echoed} token ids must be the prompt's last ones, which were to be "
+                "echoed; the service does not echo, or another prompt was answered"
+            )
+        if self._rows and self._rows != len(ids):
+            raise ProtocolError(f"completions: the answer has {len(ids)} token ids and {self._rows} rows of logprobs")
+        dropped = 1 if echoed and echoed == len(prompt) else 0
+        inference, sampling = self._aligned_logprobs(dropped)
+        matrices = self._matrices[dropped:]
+        # The service may have expanded the prompt; it then says what it read. If it has not, the ids are shared with
+        # the prompt's, of which a group would else hold as many copies as it has completions.
+        read = (raw and raw.prompt_token_ids) or choice.prompt_token_ids
+        read = prompt if not read or read == prompt else read
+        return SampledCompletion(
+            text="".join(self._texts),
+            full_tokens=[*read, *ids[echoed:]],
+            prompt_len=len(read),
+            finish_reason=choice.finish_reason or "stop",
+            completion_len=len(ids) - echoed,
+            inference_logprobs=inference,
+            logprobs_echoed=inference is not None and dropped == 1,
+            sampling_logprobs=sampling,
+            echoed_prompt_logprob_count=echoed - dropped if inference is not None else 0,
+            routing_matrices=matrices if any(matrices) else None,
         )
-    dropped = 1 if echoed and echoed == len(prompt) else 0
-    rows = _rows(choice, ids)[dropped:]
-    logprobs = [row.logprob for row in rows] if options.logprobs else []
-    told = [value for value in logprobs if value is not None]
-    inference = told if told and len(told) == len(logprobs) else None
-    sampling: list[float | None] | None = [row.sampling_logprob for row in rows] if logprobs else None
-    if sampling is not None and all(value is None for value in sampling):
-        sampling = list(inference) if inference is not None and options.full_distribution else None
-    matrices = [row.routing_matrix or "" for row in rows] if options.include_routing_matrix else []
-    # The service may have expanded the prompt; it then says what it read.
-    read = (raw and raw.prompt_token_ids) or choice.prompt_token_ids or list(prompt)
-    return SampledCompletion(
-        text=choice.text or "",
-        full_tokens=[*read, *ids[echoed:]],
-        prompt_len=len(read),
-        finish_reason=choice.finish_reason or "stop",
-        completion_len=len(ids) - echoed,
-        inference_logprobs=inference,
-        logprobs_echoed=inference is not None and dropped == 1,
-        sampling_logprobs=sampling,
-        echoed_prompt_logprob_count=echoed - dropped if inference is not None else 0,
-        routing_matrices=matrices if any(matrices) else None,
-    )
+
+    def _aligned_logprobs(self, dropped: int) -> tuple[list[float] | None, list[float | None] | None]:
+        """The model's own logprobs and those of the sampling, each if told."""
+        logprobs, sampling = self._logprobs[dropped:], self._sampling[dropped:]
+        inference = cast("list[float]", logprobs) if logprobs and None not in logprobs else None
+        if any(value is not None for value in sampling):
+            return inference, sampling
+        return inference, list(inference) if inference is not None and self._options.full_distribution else None
 
 
 def only_choice(answer: Completion) -> CompletionChoice:
@@ -218,10 +258,3 @@ def only_choice(answer: Completion) -> CompletionChoice:
     if len(choices) != 1:
         raise ProtocolError(f"completions: the answer has {len(choices)} choices; one was asked for")
     return choices[0]
-
-
-def _rows(choice: CompletionChoice, ids: list[int]) -> list[TokenRow]:
-    rows = (choice.logprobs and choice.logprobs.content) or []
-    if rows and len(rows) != len(ids):
-        raise ProtocolError(f"completions: the answer has {len(ids)} token ids and {len(rows)} rows of logprobs")
-    return rows

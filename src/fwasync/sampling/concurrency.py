@@ -9,13 +9,13 @@ Invariants
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
 
 import anyio
 import anyio.lowlevel
@@ -59,16 +59,33 @@ class ConcurrencyStatistics:
     slowdown: float | None = None
 
 
-@dataclass(slots=True)
 class Slot:
-    """A place among those that run. What its request told is put into `observation` before it is left."""
+    """A place among those that run, for the block of an `async with`.
 
-    observation: Observation | None = None
+    Attributes:
+        began: When it was taken, on the event loop's clock.
+        observation: What its request told; put here before the slot is left. Without it, nothing is learned.
+    """
 
+    __slots__ = ("_leave", "_loop", "_take", "began", "observation")
 
-@dataclass(slots=True)
-class _Waiter:
-    given: anyio.Event = field(default_factory=anyio.Event)
+    def __init__(self, take: Callable[[], Awaitable[asyncio.AbstractEventLoop]], leave: Callable[[Slot], None]) -> None:
+        self._take = take
+        self._leave = leave
+        self.observation: Observation | None = None
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since it was taken."""
+        return self._loop.time() - self.began
+
+    async def __aenter__(self) -> Self:
+        self._loop = await self._take()
+        self.began = self._loop.time()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self._leave(self)
 
 
 class ConcurrencyController(ABC):
@@ -85,8 +102,8 @@ class ConcurrencyController(ABC):
         self._in_flight = 0
         self._max_in_flight = 0
         self._requests = 0
-        self._waiters: deque[_Waiter] = deque()
-        self._loop: anyio.lowlevel.EventLoopToken | None = None
+        self._waiters: OrderedDict[anyio.Event, None] = OrderedDict()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
     @abstractmethod
@@ -111,26 +128,17 @@ class ConcurrencyController(ABC):
         """How many tasks wait for a slot."""
         return len(self._waiters)
 
-    @asynccontextmanager
-    async def slot(self) -> AsyncGenerator[Slot]:
-        """Wait for a slot and hold it for the block.
+    def slot(self) -> Slot:
+        """A slot to wait for and to hold for a block: `async with controller.slot() as slot`.
 
         A slot that is left without an observation, as by a cancellation, teaches nothing.
 
         Raises:
-            UsageError: Others hold or await slots on another event loop.
+            UsageError: On entering: others hold or await slots on another event loop.
 
         **Cancellation:** a waiter leaves the queue; a holder's slot goes to the next.
         """
-        await self._acquire()
-        slot, began = Slot(), anyio.current_time()
-        try:
-            yield slot
-        finally:
-            if slot.observation is not None:
-                self.observe(slot.observation, began=began)
-            self._in_flight -= 1
-            self._admit()
+        return Slot(self._take, self._leave)
 
     def observe(self, observation: Observation, *, began: float | None = None) -> None:
         """Learn from an attempt that keeps its slot, such as one that is repeated at once. `slot` does it at its end.
@@ -146,36 +154,55 @@ class ConcurrencyController(ABC):
     @abstractmethod
     def _learn(self, observation: Observation, began: float | None) -> None: ...
 
-    async def _acquire(self) -> None:
+    async def _take(self) -> asyncio.AbstractEventLoop:
         await anyio.lowlevel.checkpoint_if_cancelled()
-        self._claim_loop()
-        waiter = _Waiter()
-        self._waiters.append(waiter)
+        loop = self._claimed_loop()
+        if self._waiters or self._in_flight >= self.window_size:
+            await self._turn()
+        else:
+            self._add()
+        return loop
+
+    def _leave(self, slot: Slot) -> None:
+        if slot.observation is not None:
+            self.observe(slot.observation, began=slot.began)
+        self._in_flight -= 1
         self._admit()
+
+    async def _turn(self) -> None:
+        given = anyio.Event()
+        self._waiters[given] = None
         try:
-            await waiter.given.wait()
+            await given.wait()
         except BaseException:
-            if waiter.given.is_set():
+            if given.is_set():
                 self._in_flight -= 1
                 self._admit()
             else:
-                self._waiters.remove(waiter)
+                del self._waiters[given]
             raise
 
-    def _claim_loop(self) -> None:
-        loop = anyio.lowlevel.current_token()
-        if loop != self._loop and (self._in_flight or self._waiters):
-            raise UsageError(
-                "this concurrency controller gives slots on another event loop; make one for each loop (all blocking "
-                "clients share a loop of their own)"
-            )
-        self._loop = loop
+    def _claimed_loop(self) -> asyncio.AbstractEventLoop:
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            if self._in_flight or self._waiters:
+                raise UsageError(
+                    "this concurrency controller gives slots on another event loop; make one for each loop (all "
+                    "blocking clients share a loop of their own)"
+                )
+            self._loop = loop
+        return loop
 
     def _admit(self) -> None:
         while self._waiters and self._in_flight < self.window_size:
-            self._in_flight += 1
-            self._waiters.popleft().given.set()
-        self._max_in_flight = max(self._max_in_flight, self._in_flight)
+            self._add()
+            given, _ = self._waiters.popitem(last=False)
+            given.set()
+
+    def _add(self) -> None:
+        self._in_flight += 1
+        if self._in_flight > self._max_in_flight:
+            self._max_in_flight = self._in_flight
 
 
 class FixedConcurrencyController(ConcurrencyController):
@@ -311,7 +338,7 @@ class AdaptiveConcurrencyController(ConcurrencyController):
 
     def _learn(self, observation: Observation, began: float | None) -> None:
         self._step.add(observation, window=self._window.window, in_flight=self._in_flight)
-        self._window.observe(observation, now=anyio.current_time(), began=began)
+        self._window.observe(observation, now=asyncio.get_running_loop().time(), began=began)
 
 
 _WINDOW_OF_A_REPLICA = 8

@@ -22,18 +22,19 @@ import anyio
 
 from fwasync._http.client import Answer, Http, Streamed, Unanswered
 from fwasync._http.reading import read
+from fwasync._http.slices import in_slices
 from fwasync._http.transport import Transport
-from fwasync._wire.completions import EVENT_STREAM, PATH, Completion, CompletionRequest
+from fwasync._wire.completions import EVENT_STREAM, PATH, Completion, LongCompletion, encode_group
 from fwasync._wire.messages import encode
 from fwasync.errors import ClosedError, FwasyncError, UsageError
 from fwasync.sampling.attempts import AttemptPolicy, Attempts
 from fwasync.sampling.calls import Calls
 from fwasync.sampling.completions import (
     CompletionOptions,
+    CompletionReader,
     SampledCompletion,
     completion_request,
     only_choice,
-    read_completion,
 )
 from fwasync.sampling.concurrency import AdaptiveConcurrencyController, ConcurrencyController
 from fwasync.sampling.server_metrics import ServerMetrics, read_metrics
@@ -42,6 +43,7 @@ from fwasync.sampling.stream import CompletionStream
 __all__ = ("AsyncDeploymentSampler", "ChatTokenizer", "SamplingOptions")
 
 _MOST_METRICS = 65_536
+_LONG = 128 * 1024  # bytes of an answer that are read in one go
 _PATH = PATH.removeprefix("/")
 
 
@@ -120,6 +122,8 @@ class AsyncDeploymentSampler:
         self._headers = dict(additional_headers or {})
         self._metrics: deque[ServerMetrics] = deque(maxlen=_MOST_METRICS)
         self._calls = Calls("the sampler")
+        self._id = uuid.uuid4().hex[:24]
+        self._numbers = itertools.count()
         self._is_open = False
 
     def __repr__(self) -> str:
@@ -195,26 +199,14 @@ class AsyncDeploymentSampler:
             raise UsageError(f"n is {n}; ask for at least one completion")
         if asked.max_seq_len is not None and len(prompt) >= asked.max_seq_len:
             return []
-        sampled: dict[int, SampledCompletion] = {}
-        failures: list[FwasyncError] = []
-
-        async def one(number: int) -> None:
-            request = completion_request(self.model, prompt, asked, stop=stop, number=number, stream=False)
-            try:
-                sampled[number] = await self._complete(request, prompt, asked)
-            except FwasyncError as error:
-                failures.append(error)
-                group.cancel_scope.cancel()
-
+        bodies = encode_group(completion_request(self.model, prompt, asked, stop=stop, stream=False), n)
         with self._calls.call():
-            async with anyio.create_task_group() as group:
-                for number in range(n):
-                    group.start_soon(one, number)
-        if failures:
-            raise failures[0]
+            if n == 1:
+                group = [await self._complete(bodies[0], prompt, asked)]
+            else:
+                group = await self._complete_group(bodies, prompt, asked)
         most = asked.max_seq_len
-        ordered = [sampled[number] for number in range(n)]
-        return [each for each in ordered if most is None or len(each.full_tokens) <= most]
+        return [each for each in group if most is None or len(each.full_tokens) <= most]
 
     @asynccontextmanager
     async def stream_with_prompt_tokens(
@@ -243,31 +235,28 @@ class AsyncDeploymentSampler:
         asked, prompt, stop = self._asked(prompt_token_ids, options)
         if asked.max_seq_len is not None:
             raise UsageError("max_seq_len is for whole completions; stop reading the stream instead")
-        request = completion_request(self.model, prompt, asked, stop=stop, number=0, stream=True)
+        body = [encode(completion_request(self.model, prompt, asked, stop=stop, stream=True))]
         with self._calls.call(is_block=True):
-            async with self._stream(request, prompt, asked) as stream:
+            async with self._stream(body, prompt, asked) as stream:
                 yield stream
 
     # -- one request -------------------------------------------------------------------------------
 
     @asynccontextmanager
     async def _stream(
-        self, request: CompletionRequest, prompt: list[int], asked: CompletionOptions
+        self, body: list[bytes], prompt: list[int], asked: CompletionOptions
     ) -> AsyncGenerator[CompletionStream]:
-        body, headers, attempts = [encode(request)], self._request_headers(), Attempts(self._policy)
-        started = anyio.current_time()
+        headers, attempts, started = self._request_headers(), Attempts(self._policy), anyio.current_time()
         for retry in itertools.count():
             failure: Answer | Unanswered
             async with self.concurrency.slot() as slot:
-                sent_at = anyio.current_time()
                 try:
                     async with self._http.stream(
                         "POST", _PATH, body, accept=EVENT_STREAM, headers=headers, timeout=asked.http_timeout
                     ) as answer:
                         if isinstance(answer, Streamed):
-                            stream = CompletionStream(
-                                answer.pieces, prompt, asked, started=sent_at, refusal=self._refusal
-                            )
+                            reader = CompletionReader(prompt, asked)
+                            stream = CompletionStream(answer.pieces, reader, started=slot.began, refusal=self._refusal)
                             try:
                                 yield stream
                             finally:
@@ -278,21 +267,37 @@ class AsyncDeploymentSampler:
                         failure = answer
                 except Unanswered as error:
                     failure = error
-                metrics = self._failure(failure, retry, anyio.current_time() - sent_at)
+                metrics = self._failure(failure, retry, slot.age_s)
                 slot.observation = metrics.observation()
             await self._pause(attempts, failure, started)
 
     def _refusal(self, answer: Answer) -> Exception:
         return self._http.refusal(answer, "completions")
 
-    async def _complete(
-        self, request: CompletionRequest, prompt: list[int], options: CompletionOptions
-    ) -> SampledCompletion:
-        body, headers, attempts = [encode(request)], self._request_headers(), Attempts(self._policy)
-        started = anyio.current_time()
+    async def _complete_group(
+        self, bodies: list[list[bytes]], prompt: list[int], options: CompletionOptions
+    ) -> list[SampledCompletion]:
+        sampled: dict[int, SampledCompletion] = {}
+        failures: list[FwasyncError] = []
+
+        async def one(number: int, body: list[bytes]) -> None:
+            try:
+                sampled[number] = await self._complete(body, prompt, options)
+            except FwasyncError as error:
+                failures.append(error)
+                group.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as group:
+            for number, body in enumerate(bodies):
+                group.start_soon(one, number, body)
+        if failures:
+            raise failures[0]
+        return [sampled[number] for number in range(len(bodies))]
+
+    async def _complete(self, body: list[bytes], prompt: list[int], options: CompletionOptions) -> SampledCompletion:
+        headers, attempts, started = self._request_headers(), Attempts(self._policy), anyio.current_time()
         for retry in itertools.count():
             async with self.concurrency.slot() as slot:
-                sent_at = anyio.current_time()
                 outcome: Answer | Unanswered
                 try:
                     outcome = await self._http.attempt(
@@ -300,9 +305,10 @@ class AsyncDeploymentSampler:
                     )
                 except Unanswered as error:
                     outcome = error
-                latency = anyio.current_time() - sent_at
+                latency = slot.age_s
                 if isinstance(outcome, Answer) and 200 <= outcome.status < 300:
-                    answer = read("completions", outcome.body, Completion)
+                    reader = CompletionReader(prompt, options)
+                    answer = await _read(outcome.body, reader)
                     metrics = read_metrics(
                         outcome.headers,
                         answer.perf_metrics,
@@ -313,7 +319,7 @@ class AsyncDeploymentSampler:
                     )
                     self._metrics.append(metrics)
                     slot.observation = metrics.observation()
-                    return read_completion(only_choice(answer), prompt, options)
+                    return reader.completion()
                 slot.observation = self._failure(outcome, retry, latency).observation()
             await self._pause(attempts, outcome, started)
         raise AssertionError("unreachable: a pause after the last attempt raises")
@@ -341,14 +347,14 @@ class AsyncDeploymentSampler:
     def _request_headers(self) -> dict[str, str]:
         if not self._is_open:
             raise ClosedError("the sampler is not open: use it as `async with AsyncDeploymentSampler(...) as sampler:`")
-        # One id for all attempts, by which the service's logs tell them for one request.
-        return self._headers | {"x-request-id": uuid.uuid4().hex}
+        # One id for all attempts, by which the service's logs tell them for one request: unique, and so in order.
+        return self._headers | {"x-request-id": f"{self._id}{next(self._numbers):08x}"}
 
     def _asked(
         self, prompt_token_ids: Sequence[int], options: SamplingOptions
     ) -> tuple[CompletionOptions, list[int], list[str] | None]:
         asked = CompletionOptions(**options)
-        prompt = [int(token) for token in prompt_token_ids]
+        prompt = list(map(int, prompt_token_ids))
         if not prompt:
             raise UsageError("prompt_token_ids is empty; a prompt has at least one token")
         return asked, prompt, self._stops(asked.stop)
@@ -365,3 +371,14 @@ class AsyncDeploymentSampler:
     def _decoded(self, token: int) -> Any:
         assert self._tokenizer is not None
         return self._tokenizer.decode([token])
+
+
+async def _read(body: bytes, reader: CompletionReader) -> Completion:
+    """Read an answer; other tasks run meanwhile if it is long."""
+    if len(body) > _LONG:
+        long = LongCompletion(body)
+        await in_slices(map(reader.add_rows, long.rows()))
+        body = long.rest()
+    answer = read("completions", body, Completion)
+    reader.add(only_choice(answer))
+    return answer

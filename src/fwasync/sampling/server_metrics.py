@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from fwasync._http.faults import request_id_of
 from fwasync.sampling.aimd import Observation
@@ -18,8 +19,7 @@ __all__ = ("ServerMetrics", "read_metrics")
 _PREFIX = "fireworks-"
 
 
-@dataclass(frozen=True, slots=True)
-class ServerMetrics:
+class ServerMetrics(msgspec.Struct, frozen=True, gc=False):
     """One attempt at a request. Durations are in seconds; `None` is what was not told.
 
     Attributes:
@@ -90,9 +90,13 @@ def read_metrics(
         completion_tokens: As its usage tells.
     """
 
+    told = perf_metrics or {}
+
     def number(name: str) -> float | None:
-        candidates = ((perf_metrics or {}).get(name), headers.get(_PREFIX + name), headers.get(name))
-        return next((value for value in map(_number, candidates) if value is not None), None)
+        value = _number(told.get(name))
+        if value is None:
+            value = _number(headers.get(_PREFIX + name))
+        return _number(headers.get(name)) if value is None else value
 
     def count(name: str) -> int | None:
         value = number(name)
@@ -122,4 +126,4 @@ def _number(value: str | int | float | None) -> float | None:
         number = float(value)
     except ValueError:
         return None
-    return number if math.isfinite(number) and number >= 0 else None
+    return number if 0.0 <= number < math.inf else None

@@ -8,7 +8,8 @@ Invariants
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self, cast
 
@@ -16,10 +17,10 @@ import anyio
 import msgspec
 
 from fwasync._http.client import Answer, Unanswered
-from fwasync._wire.completions import DONE, Completion, CompletionChoice, EventDecoder, Usage
+from fwasync._wire.completions import DONE, Completion, EventDecoder, TokenRow, Usage
 from fwasync._wire.messages import decode
 from fwasync.errors import ProtocolError, StreamBrokenError, UsageError
-from fwasync.sampling.completions import CompletionOptions, SampledCompletion, merge, read_completion
+from fwasync.sampling.completions import CompletionReader, SampledCompletion
 from fwasync.sampling.server_metrics import ServerMetrics, read_metrics
 
 __all__ = ("CompletionPiece", "CompletionStream")
@@ -48,21 +49,18 @@ class CompletionStream:
     def __init__(
         self,
         source: AsyncIterator[bytes],
-        prompt: Sequence[int],
-        options: CompletionOptions,
+        reader: CompletionReader,
         *,
         started: float,
         refusal: Callable[[Answer], Exception],
     ) -> None:
         self._source = source
         self._refusal = refusal
-        self._prompt = prompt
-        self._options = options
+        self._reader = reader
         self._started = started
         self._first_at: float | None = None
         self._decoder = EventDecoder()
-        self._events: list[bytes] = []
-        self._choices: list[CompletionChoice] = []
+        self._events: deque[bytes] = deque()
         self._usage: Usage | None = None
         self._perf: dict[str, str | int | float] | None = None
         self._completion: SampledCompletion | None = None
@@ -120,12 +118,12 @@ class CompletionStream:
     async def _next_event(self) -> bytes | None:
         while not self._events:
             try:
-                self._events = self._decoder.feed(await anext(self._source))
+                self._events.extend(self._decoder.feed(await anext(self._source)))
             except StopAsyncIteration:
                 return None
             except Unanswered as error:
                 raise StreamBrokenError(f"completions: the stream broke off ({error}); ask again") from error
-        return self._events.pop(0)
+        return self._events.popleft()
 
     def _piece(self, event: bytes) -> CompletionPiece | None:
         try:
@@ -140,21 +138,23 @@ class CompletionStream:
             return None
         if self._first_at is None:
             self._first_at = anyio.current_time()
-        self._choices += message.choices
-        choice = merge(message.choices)
-        rows = (choice.logprobs and choice.logprobs.content) or []
+        text, finish_reason, rows = "", None, list[TokenRow]()
+        for choice in message.choices:
+            self._reader.add(choice)
+            text += choice.text or ""
+            finish_reason = choice.finish_reason or finish_reason
+            rows += (choice.logprobs and choice.logprobs.content) or ()
         return CompletionPiece(
-            choice.text or "",
+            text,
             [row.token_id for row in rows if row.token_id is not None],
             [row.logprob for row in rows if row.logprob is not None],
-            choice.finish_reason,
+            finish_reason,
         )
 
     def _finish(self, *, is_told: bool) -> None:
-        whole = merge(self._choices)
-        if not is_told and whole.finish_reason is None and whole.raw_output is None:
+        if not is_told and not self._reader.has_end:
             raise StreamBrokenError("completions: the stream broke off before its end; ask again")
-        self._completion = read_completion(whole, self._prompt, self._options)
+        self._completion = self._reader.completion()
 
 
 def _status(error: Any) -> int:

@@ -7,7 +7,7 @@ batch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from fwasync.training.merge import merge_metrics
 if TYPE_CHECKING:
     from tinker.types import Datum, ForwardBackwardOutput, ModelInput
 
-__all__ = ("encode_chunks", "merge_results", "plan_chunks")
+__all__ = ("encode_chunks", "merge_results", "plan_chunks", "read_result")
 
 MAX_CHUNK_DATUMS = 1024
 MAX_CHUNK_BYTES = 5_000_000
@@ -35,14 +35,15 @@ def _arrays(datum: Datum, where: str) -> dict[str, Array]:
         raise DatumError(f"{where}: model_input is empty")
     arrays: dict[str, Array] = {}
     for name, tensor in datum.loss_fn_inputs.items():
-        array = np.asarray(cast("Any", tensor).to_numpy())
-        array = cast("Array", array.astype(np.int64 if array.dtype.kind in "iub" else np.float32, copy=False))
+        array: Any = np.asarray(tensor.to_numpy())
+        is_float = array.dtype.kind not in "iub"
+        array = array.astype(np.float32 if is_float else np.int64, copy=False)
         if array.ndim == 0 or array.shape[0] != length:
             raise DatumError(
                 f"{where}: loss_fn_inputs[{name!r}] has shape {list(array.shape)}, but model_input has "
                 f"{length} tokens; there must be one entry for each token"
             )
-        if array.dtype == np.float32 and not np.isfinite(array).all():
+        if is_float and not np.isfinite(array).all():
             position = int(np.argmin(np.isfinite(array).reshape(-1)))
             raise DatumError(
                 f"{where}: loss_fn_inputs[{name!r}] is {array.reshape(-1)[position]} at position {position}; "
@@ -106,24 +107,37 @@ async def encode_chunks(
     return chunks
 
 
-async def merge_results(answers: Sequence[Answer]) -> ForwardBackwardOutput:
-    """The result of a batch from those of its chunks, in order."""
+async def read_result(answer: Answer) -> ForwardBackwardOutput:
+    """The result of one chunk.
+
+    Raises:
+        ProtocolError: It is none.
+    """
     from tinker.types import ForwardBackwardOutput, TensorData
 
+    kind, metrics = "", dict[str, float]()
+
+    def records() -> Iterator[dict[str, TensorData]]:
+        nonlocal kind, metrics
+        kind, metrics, decoded = decode_outputs(answer.content_type, answer.body)  # a millisecond for a megabyte
+        for record in decoded:
+            yield {name: TensorData.from_numpy(array) for name, array in record.items()}
+
     try:
-        parts = await in_slices(decode_outputs(answer.content_type, answer.body) for answer in answers)
-        records = [await in_slices(part_records) for _, _, part_records in parts]
+        outputs = await in_slices(records())
     except ValueError as error:
         raise ProtocolError(f"a result of forward or forward_backward cannot be read: {error}") from error
+    return ForwardBackwardOutput(loss_fn_output_type=kind, loss_fn_outputs=outputs, metrics=metrics)
+
+
+def merge_results(parts: Sequence[ForwardBackwardOutput]) -> ForwardBackwardOutput:
+    """The result of a batch from those of its chunks, in order."""
+    from tinker.types import ForwardBackwardOutput
+
+    if len(parts) == 1:
+        return parts[0]
     return ForwardBackwardOutput(
-        loss_fn_output_type=parts[0][0],
-        loss_fn_outputs=[
-            {name: TensorData.from_numpy(array) for name, array in record.items()}
-            for part_records in records
-            for record in part_records
-        ],
-        metrics=merge_metrics(
-            [metrics for _, metrics, _ in parts],
-            weights=[len(part_records) for part_records in records],
-        ),
+        loss_fn_output_type=parts[0].loss_fn_output_type,
+        loss_fn_outputs=[record for part in parts for record in part.loss_fn_outputs],
+        metrics=merge_metrics([part.metrics for part in parts], weights=[len(part.loss_fn_outputs) for part in parts]),
     )

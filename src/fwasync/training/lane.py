@@ -14,6 +14,7 @@ with `SequenceBrokenError`.
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -56,7 +57,7 @@ class Lane:
         self._session = session
         self._queue: deque[AnyOperation] = deque()
         self._current: AnyOperation | None = None
-        self._wakeup = anyio.Event()
+        self._wakeup = asyncio.Event()
         self._next_number = 1
         self._number_in_doubt = False
         self._broken: str | None = None
@@ -100,7 +101,7 @@ class Lane:
             while True:
                 while self._queue:
                     await self._admit(self._queue.popleft())
-                self._wakeup = anyio.Event()
+                self._wakeup.clear()
                 await self._wakeup.wait()
 
     async def _admit(self, operation: AnyOperation) -> None:

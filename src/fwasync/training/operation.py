@@ -8,10 +8,9 @@ again at every instant, and neither the order nor the result suffers.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Generic, Literal, Protocol, TypeVar
-
-import anyio
 
 from fwasync._http.client import Answer
 from fwasync._wire.codec import Codec
@@ -91,7 +90,7 @@ class Operation(Generic[T]):
     ) -> None:
         self.verb = verb
         self.timeout = timeout
-        self.created = anyio.current_time()
+        self.created = asyncio.get_running_loop().time()
         self.state: State = "queued"
         self.request_ids: list[str] = []
         self.queue_state: str | None = None
@@ -100,8 +99,8 @@ class Operation(Generic[T]):
         self._admit: Callable[[Operation[T], Admission], Awaitable[Callable[[], Awaitable[T]]]] | None = admit
         self._on_observed = on_observed
         self._collect: Callable[[], Awaitable[T]] | None = None
-        self._collecting = anyio.Lock()
-        self._decided = anyio.Event()
+        self._collecting: asyncio.Event | None = None  # set when who polls has stopped
+        self._decided = asyncio.Event()
         self._waiters = 0
         self._value: T | None = None
         self._error: Exception | None = None
@@ -168,8 +167,9 @@ class Operation(Generic[T]):
         self._waiters += 1
         try:
             await self._decided.wait()
-            async with self._collecting:
-                await self._settle()
+            while self._collecting is not None:
+                await self._collecting.wait()
+            await self._settle()
         except BaseException:
             if self._waiters == 1:
                 self.withdraw()
@@ -180,6 +180,7 @@ class Operation(Generic[T]):
     async def _settle(self) -> None:
         if self.state != "admitted" or self._collect is None:
             return
+        self._collecting = stopped = asyncio.Event()
         try:
             self._value = await self._collect()
         except ResultLostError as error:
@@ -191,6 +192,9 @@ class Operation(Generic[T]):
         else:
             self.state = "done"
             self._collect = None
+        finally:
+            self._collecting = None
+            stopped.set()
 
     @property
     def decided(self) -> bool:

@@ -10,7 +10,7 @@ from fwasync._http.reading import read
 from fwasync._wire.codec import Codec
 from fwasync._wire.messages import Message, encode
 from fwasync.errors import BadRequestError
-from fwasync.training.batch import encode_chunks, merge_results
+from fwasync.training.batch import encode_chunks, merge_results, read_result
 from fwasync.training.custom_loss import CustomLoss, forward_datums, run_loss, surrogate_datums
 from fwasync.training.operation import Admission, Operation
 
@@ -88,11 +88,14 @@ def batch(
 
         async def collect() -> ForwardBackwardOutput:
             # One after the other: the service works in this order too, and the first failure is the one to tell.
-            answers = [
-                await admission.fetch(request_id, what=operation.verb, accept=accept, on_wait=operation.note_wait)
-                for request_id in request_ids
-            ]
-            return await merge_results(answers)
+            # Each is read while the service works on the next.
+            parts: list[ForwardBackwardOutput] = []
+            for request_id in request_ids:
+                answer = await admission.fetch(
+                    request_id, what=operation.verb, accept=accept, on_wait=operation.note_wait
+                )
+                parts.append(await read_result(answer))
+            return merge_results(parts)
 
         return collect
 

@@ -98,6 +98,38 @@ def test_a_waiter_cancelled_in_the_moment_of_its_turn_hands_the_slot_on(cancelle
 
 
 @virtual_time
+async def test_who_is_cancelled_before_it_asks_gets_no_slot() -> None:
+    controller = FixedConcurrencyController(1)
+    entered = False
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        async with controller.slot():
+            entered = True
+    assert not entered
+    assert (controller.in_flight, controller.statistics().max_in_flight) == (0, 0)
+
+
+@virtual_time
+async def test_a_free_slot_is_not_taken_before_those_who_wait() -> None:
+    controller = FixedConcurrencyController(1)
+    entered: list[str] = []
+
+    async def use(name: str) -> None:
+        async with controller.slot() as slot:
+            entered.append(name)
+            await anyio.sleep(1)
+            assert slot.age_s == pytest.approx(1)
+
+    async with anyio.create_task_group() as group:
+        async with controller.slot():
+            group.start_soon(use, "first")
+            group.start_soon(use, "second")
+            await anyio.sleep(1)
+        await use("last")  # asks in the moment in which the slot was given to the first
+    assert entered == ["first", "second", "last"]
+
+
+@virtual_time
 async def test_a_grown_window_lets_all_that_fit_in_at_once() -> None:
     settings = AimdSettings(initial_window=1, additive_increase=4, adjustment_interval=1)
     controller = AdaptiveConcurrencyController(settings)

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import httpx
 import pytest
 
@@ -176,6 +177,40 @@ async def test_a_cancellation_closes_all_requests_and_frees_their_slots() -> Non
 
 
 @virtual_time
+async def test_one_completion_ends_as_a_group_does() -> None:
+    """It runs in its caller's task; whatever ends it closes its request, and comes as it is."""
+    stuck, ended = endless()
+    client, _ = sampler(stuck)
+    async with client:
+        with anyio.move_on_after(5) as scope:
+            await client.sample_with_prompt_tokens(PROMPT)
+        assert scope.cancelled_caught
+        assert ended == pytest.approx([5])
+        assert (client.concurrency.in_flight, client.drain_metrics()) == (0, [])
+
+    async def one() -> None:
+        with pytest.raises(errors.ClosedError, match="the sampler was closed"):
+            await client.sample_with_prompt_tokens(PROMPT)
+
+    client, _ = sampler(stuck)
+    async with anyio.create_task_group() as tasks:
+        async with client:
+            tasks.start_soon(one)
+            await anyio.sleep(2)
+        assert ended == pytest.approx([5, 7])
+
+    async def broken(_: httpx.Request) -> httpx.Response:
+        raise ZeroDivisionError
+
+    for failing, expected in ((httpx.Response(400), errors.BadRequestError), (broken, ZeroDivisionError)):
+        client, _ = sampler(failing)
+        async with client:
+            with pytest.raises(expected):
+                await client.sample_with_prompt_tokens(PROMPT)
+            assert client.concurrency.in_flight == 0
+
+
+@virtual_time
 async def test_samplers_share_a_controller() -> None:
     running, most = 0, 0
 
@@ -307,6 +342,44 @@ async def test_logprobs_of_the_old_format_are_none() -> None:
     async with client:
         [completion] = await client.sample_with_prompt_tokens(PROMPT, logprobs=True)
     assert (completion.inference_logprobs, completion.routing_matrices) == (None, None)
+
+
+@virtual_time
+async def test_a_prompt_that_was_expanded_is_the_one_that_was_read() -> None:
+    expanded = body([5, 6])
+    expanded["choices"][0]["raw_output"]["prompt_token_ids"] = [1, 2, 9, 9, 3, 4]
+    untold = body([5, 6])
+    del untold["choices"][0]["raw_output"]["prompt_token_ids"]
+    client, _ = sampler(httpx.Response(200, json=expanded), httpx.Response(200, json=untold))
+    async with client:
+        [first] = await client.sample_with_prompt_tokens(PROMPT)
+        [second] = await client.sample_with_prompt_tokens(PROMPT)
+    assert (first.full_tokens, first.prompt_len) == ([1, 2, 9, 9, 3, 4, 5, 6], 6)
+    assert (second.full_tokens, second.prompt_len) == ([1, 2, 3, 4, 5, 6], 4)
+
+
+@virtual_time
+async def test_while_a_long_answer_is_read_others_run() -> None:
+    count = 30_000
+    rows = [row(number, -number / 7, sampling_logprob=-number / 9) for number in range(count)]
+    client, _ = sampler(good(), good(list(range(count)), rows))
+    steps = 0
+
+    async def tick() -> None:
+        nonlocal steps
+        while True:
+            await anyio.lowlevel.checkpoint()
+            steps += 1
+
+    async with client, anyio.create_task_group() as tasks:
+        tasks.start_soon(tick)
+        await client.sample_with_prompt_tokens(PROMPT)
+        of_a_short_one, steps = steps, 0
+        [long] = await client.sample_with_prompt_tokens(PROMPT, logprobs=True)
+        tasks.cancel_scope.cancel()
+    assert steps > of_a_short_one
+    assert long.inference_logprobs == pytest.approx([-number / 7 for number in range(count)])
+    assert long.sampling_logprobs == pytest.approx([-number / 9 for number in range(count)])
 
 
 # -- filters ---------------------------------------------------------------------------------------

@@ -230,6 +230,14 @@ def test_integers(value: int) -> None:
     assert [(n, as_signed(v)) for n, v in fields(integer(3, value))] == ([(3, value)] if value else [])
 
 
+@pytest.mark.parametrize("token", [2**31, 0.5])
+def test_tokens_that_are_none_are_named(token: Any) -> None:
+    chunk = types.EncodedTextChunk.model_construct(tokens=[1, token])
+    datum = types.ModelInput.model_construct(chunks=[chunk]), {}
+    with pytest.raises(ValueError, match="tokens of a model input must be 32-bit integers"):
+        list(batches.encode_batch([datum], backward=True, loss_fn="ppo", loss_fn_config=None))
+
+
 @pytest.mark.parametrize("data", [b"\x80", b"\x0a\x05ab", b"\x0b", b"\x09\x00", b"\xff" * 12])
 def test_cut_or_unknown_fields(data: bytes) -> None:
     with pytest.raises(ProtobufError):

@@ -149,6 +149,44 @@ def test_impossible_sparse_tensors_are_named(rows: object, columns: object, shap
         list(decode_batch(sparse(rows, columns, shape)))
 
 
+def result_of(tensor: object) -> ForwardBackwardEnvelope:
+    return decode(json.dumps({"loss_fn_outputs": [{"x": tensor}]}).encode(), ForwardBackwardEnvelope)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "expected"),
+    [
+        ({"data": [1, 2.5]}, np.float32([1, 2.5])),
+        ({"data": []}, np.float32([])),
+        ({"data": [0.1, 1e39, -0.0]}, np.float32([0.1, np.inf, -0.0])),
+        ({"data": [1, 2], "dtype": "float32", "shape": [2, 1]}, np.float32([[1], [2]])),
+        ({"data": [2**53 + 1], "dtype": "int64"}, np.int64([2**53 + 1])),
+        (
+            {"data": [7], "shape": [1, 2], "sparse_crow_indices": [0, 1], "sparse_col_indices": [1]},
+            np.float32([[0, 7]]),
+        ),
+    ],
+)
+def test_tensors_of_results(tensor: object, expected: np.ndarray) -> None:
+    [record] = decode_outputs(result_of(tensor))
+    assert equal(record, {"x": expected})  # type: ignore[arg-type]
+    assert record["x"].flags.writeable, "torch warns of arrays that cannot be written"
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        ({"data": [1, None]}, "Expected `float`"),
+        ({"data": [1.5], "dtype": "int64"}, "Expected `int`"),
+        ({"data": [1.0], "shape": [2]}, r"shape \[2\] does not hold 1 values"),
+        ({"data": [1.0], "sparse_col_indices": [0]}, "needs both"),
+    ],
+)
+def test_unreadable_results_are_named(tensor: object, message: str) -> None:
+    with pytest.raises(ValueError, match=r"loss_fn_outputs\[0\]: .*" + message):
+        list(decode_outputs(result_of(tensor)))
+
+
 def test_images_are_sent_as_tinker_writes_them() -> None:
     from tinker.types import EncodedTextChunk, ImageChunk
 

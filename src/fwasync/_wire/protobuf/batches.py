@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from fwasync._wire.protobuf.arrays import INT32, array_of, buffer, entry, read_tensor, tensor
+from fwasync._wire.protobuf.arrays import INT32, array_of, entry, read_tensor, tensor
 from fwasync._wire.protobuf.fields import (
     ProtobufError,
     as_bool,
@@ -19,6 +20,7 @@ from fwasync._wire.protobuf.fields import (
     as_text,
     delimited,
     double,
+    enclosed,
     fields,
     integer,
     map_entry,
@@ -35,7 +37,12 @@ __all__ = ("BatchHead", "decode_request", "encode_batch", "encode_batch_end")
 def _chunk(chunk: Any) -> bytes:
     kind = chunk.type
     if kind == "encoded_text":
-        return delimited(1, delimited(1, buffer(np.asarray(chunk.tokens, dtype=np.int32), "<i4")))
+        tokens = chunk.tokens
+        try:
+            packed = struct.pack(f"<{len(tokens)}i", *tokens)  # in half the time that numpy takes for a list
+        except struct.error as error:
+            raise ValueError(f"the tokens of a model input must be 32-bit integers: {error}") from error
+        return delimited(1, delimited(1, packed))
     if kind == "image":
         expected = chunk.expected_tokens
         tokens = b"" if expected is None else integer(3, expected)
@@ -66,9 +73,10 @@ def encode_batch(
         else:
             raise ValueError(f"loss_fn_config[{name!r}] is {option!r}; protobuf has numbers and texts only")
     for model_input, inputs in data:
-        chunks = [delimited(1, _chunk(chunk)) for chunk in model_input.chunks]
-        tensors = [map_entry(2, name, delimited(2, tensor(array))) for name, array in inputs.items()]
-        yield head + delimited(3, *chunks, *tensors)
+        datum: list[bytes | memoryview] = [delimited(1, _chunk(chunk)) for chunk in model_input.chunks]
+        for name, array in inputs.items():
+            datum += enclosed(2, [text(1, name), *enclosed(2, tensor(array))])
+        yield b"".join((head, *enclosed(3, datum)))
         head = b""
 
 

@@ -8,6 +8,7 @@ Wire format: https://protobuf.dev/programming-guides/encoding/
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Iterable, Iterator
 
@@ -21,6 +22,7 @@ __all__ = (
     "as_text",
     "delimited",
     "double",
+    "enclosed",
     "fields",
     "integer",
     "map_entry",
@@ -42,6 +44,7 @@ class ProtobufError(ValueError):
 # -- writing ---------------------------------------------------------------------------------------
 
 
+@functools.lru_cache(maxsize=4096)  # keys and the same few sizes, again and again
 def _varint(value: int) -> bytes:
     value &= 0xFFFF_FFFF_FFFF_FFFF  # negative numbers are written in two's complement
     if value < 0x80:
@@ -68,6 +71,11 @@ def delimited(number: int, *parts: bytes | memoryview) -> bytes:
     """A bytes, string or message field made of parts, also when it is empty."""
     size = sum(map(len, parts))
     return b"".join((_varint(number << 3 | _DELIMITED), _varint(size), *parts))
+
+
+def enclosed(number: int, parts: list[bytes | memoryview]) -> list[bytes | memoryview]:
+    """A bytes or message field made of parts that stay apart: a large one is copied once, however deep it lies."""
+    return [_varint(number << 3 | _DELIMITED) + _varint(sum(map(len, parts))), *parts]
 
 
 def text(number: int, value: str) -> bytes:

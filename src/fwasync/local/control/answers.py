@@ -20,9 +20,10 @@ from fwasync._wire.completions import (
     CompletionChoice,
     CompletionRequest,
     Logprobs,
-    RawOutput,
-    TokenRow,
     Usage,
+    WholeCompletion,
+    WholeRawOutput,
+    WholeTokenRow,
     encode_event,
 )
 from fwasync._wire.messages import encode
@@ -55,7 +56,7 @@ class _ChoiceWriter:
         self._index = index
         self._spell = codecs.getincrementaldecoder("utf-8")("replace")
         self._text = ""
-        self._rows: list[TokenRow] = []
+        self._rows: list[WholeTokenRow] = []
         self._told = 0
         self.sampled = 0
         start = len(asked.prompt) - asked.echoed
@@ -71,7 +72,7 @@ class _ChoiceWriter:
         self.sampled += 1
         self._row(token.token, token.logprob, token.sampling_logprob, is_last=token.stop_reason is not None)
 
-    def untold(self) -> list[TokenRow]:
+    def untold(self) -> list[WholeTokenRow]:
         """The rows since it was asked last."""
         rows = self._rows[self._told :]
         self._told = len(self._rows)
@@ -81,7 +82,7 @@ class _ChoiceWriter:
         """What ends the choice: everything but its text and its rows."""
         message, prompt = self._asked.message, self._asked.prompt
         tokens = [row.token_id for row in self._rows if row.token_id is not None]
-        raw = RawOutput(
+        raw = WholeRawOutput(
             prompt_token_ids=prompt, prompt_fragments=prompt, completion=self._text, completion_token_ids=tokens
         )
         return CompletionChoice(
@@ -104,7 +105,7 @@ class _ChoiceWriter:
         own = bytes([token]) if token < 256 else b""
         text = self._spell.decode(own, final=is_last)
         self._rows.append(
-            TokenRow(
+            WholeTokenRow(
                 token=text,
                 bytes=list(own),
                 logprob=logprob,
@@ -196,7 +197,7 @@ def _message(
     prompt, usage = len(asked.prompt), None
     if sampled is not None:
         usage = Usage(prompt_tokens=prompt, completion_tokens=sampled, total_tokens=prompt + sampled)
-    return Completion(
+    return WholeCompletion(
         id=asked.completion_id,
         object="text_completion",
         created=asked.created,
