@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test check docs clean
+.PHONY: demo test check docs bench bench-scale clean
 
 demo: $(VENV)/.local
 	$(BIN)/fwasync demo
@@ -20,8 +20,18 @@ check: $(VENV)/.dev
 docs: $(VENV)/.dev
 	$(BIN)/mkdocs build --strict --quiet
 
+# Measures for some minutes, and writes docs/benchmarks.md; the other SDKs have environments of their own.
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/environments.py
+	$(BIN)/python benchmarks/bench.py
+
+# Measures for longer, and draws the curves of docs/scale.md.
+bench-scale: $(VENV)/.dev
+	$(BIN)/python benchmarks/environments.py
+	$(BIN)/python benchmarks/draw_scale.py --measure
+
 clean:
-	rm -rf $(VENV) .venv-older .venv-fireworks .venv-ray site
+	rm -rf $(VENV) .venv-bench-tinker .venv-older .venv-fireworks .venv-ray site
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fwasync needs Python 3.11 or newer, and this is " + sys.version.split()[0] + "; say `make PYTHON=python3.12 ...`")'

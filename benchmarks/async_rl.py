@@ -13,15 +13,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import tempfile
 from collections.abc import Sequence
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import anyio
+import harness
 
 from fwasync.data.prompts import PromptRow
 from fwasync.recipes import async_rl, rl
@@ -143,8 +142,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=30)
     options = parser.parse_args()
-    load = os.getloadavg()[0]
-    print(f"{date.today()}, Python {platform.python_version()}, {os.cpu_count()} cores, load {load:.1f} at the start")
+    print(harness.machine().line())
     anyio.run(measure, options.seeds, options.steps)
     print(f"load {os.getloadavg()[0]:.1f} at the end")
 

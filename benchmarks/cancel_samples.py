@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import time
-from datetime import date
 from pathlib import Path
 
 import anyio
+import harness
 
 from fwasync import (
     AsyncDeploymentManager,
@@ -79,8 +78,7 @@ async def cancelled(service: AsyncScriptedService, *, stream: bool) -> tuple[flo
 
 
 async def main(rounds: int) -> None:
-    load = os.getloadavg()[0]
-    print(f"{date.today()}, Python {platform.python_version()}, {os.cpu_count()} cores, load average {load:.1f} before")
+    print(harness.machine().line())
     print(f"{SAMPLES} samples of {TOKENS} tokens in flight, cancelled at once; min / median / max of {rounds}")
     async with local_service() as service:
         await deploy(service)

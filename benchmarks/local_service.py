@@ -6,13 +6,11 @@ python benchmarks/local_service.py [--seconds 5]
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import time
 from collections.abc import Awaitable, Callable
-from datetime import date
 
 import anyio
+import harness
 import httpx
 import numpy as np
 
@@ -85,7 +83,7 @@ def say(name: str, latencies: list[float]) -> None:
 
 
 async def main(seconds: float) -> None:
-    print(f"{date.today()}, Python {platform.python_version()}, {os.cpu_count()} cores")
+    print(harness.machine().line())
     async with launch() as local, AsyncServiceClient(local.base_url, local.api_key) as service:
         url = f"{local.base_url}/api/v1/healthz"
         async with service.create_sampling_client(base_model=MODEL) as sampler:

@@ -10,21 +10,20 @@ entered to its peak; lag is how late a task is that wakes every 5 ms.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import gc
 import json
-import os
-import platform
 import random
 import resource
 import statistics
 import subprocess
 import sys
 import time
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import anyio
+import harness
 import numpy as np
 
 from fwasync import AsyncRolloutScheduler, Rollout, RolloutContext, RolloutSettings, types
@@ -115,17 +114,22 @@ def main() -> None:
     if options.one:
         print(json.dumps(anyio.run(measure, options.one, options.batches)))
         return
-    load = os.getloadavg()[0]
-    print(f"{date.today()}, Python {platform.python_version()}, {os.cpu_count()} cores, load {load:.1f} at the start")
+    where = harness.machine()
+    print(where.line())
     print("in flight   memory MB  KB a rollout   lag ms: p50     p99     max   CPU ms a rollout   rollouts/s")
+    rows: list[dict[str, float]] = []
     for size in SIZES:
         command = [sys.executable, __file__, "--one", str(size), "--batches", str(options.batches)]
         row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        rows.append(row)
         print(
             f"{row['in_flight']:9,d}  {row['mb']:10.1f}  {row['mb'] * 1024 / size:12.1f}  {row['lag_p50']:13.1f}  "
             f"{row['lag_p99']:6.1f}  {row['lag_max']:6.1f}  {row['cpu_ms_per_rollout']:17.2f}  "
             f"{row['rollouts_per_s']:11,.0f}"
         )
+    harness.RESULTS.mkdir(exist_ok=True, parents=True)
+    stored = {"name": "rollout_scale", "machine": dataclasses.asdict(where), "rows": rows}
+    (harness.RESULTS / "rollout_scale.json").write_text(json.dumps(stored, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

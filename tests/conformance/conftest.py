@@ -14,11 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import environments
 import pytest
 
 ROOT = Path(__file__).parents[2]
-OLDER = ("tinker==0.15.0", "fireworks-ai==1.0.0a53")
-"""The last tinker client that speaks JSON only, and the Fireworks SDK that builds on it."""
 
 _KEY = "tml-conformance"  # the older client takes keys with this beginning only
 _FIREWORKS_KEY = "fw-conformance"  # and managed provisioning takes keys with any other
@@ -79,34 +78,13 @@ def drive_fireworks(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
     return drive
 
 
-def environment(name: str, *what: str) -> str:
-    """The interpreter of an environment of its own, made once of what `pip install` is told.
-
-    Beside that it sees what the tests have, through a path file: what it needs and is there is not installed again. It
-    lies in a folder of the checkout that git ignores by the folder's own word.
-    """
-    folder = ROOT / name
-    packages = str(Path(pytest.__file__).parents[1])
-    stamp, wanted = folder / "made-of", "\n".join([*what, sys.version, packages])
-    python = folder / "bin" / "python"
-    if not stamp.is_file() or stamp.read_text() != wanted:
-        subprocess.run([sys.executable, "-m", "venv", "--clear", "--without-pip", str(folder)], check=True)
-        (folder / ".gitignore").write_text("*\n")
-        (own,) = folder.glob("lib/python*/site-packages")
-        (own / "beside.pth").write_text(packages + "\n")
-        pip = [sys.executable, "-m", "pip", "--python", str(python), "--disable-pip-version-check", "install"]
-        subprocess.run([*pip, "--quiet", *what], check=True, timeout=300)
-        stamp.write_text(wanted)
-    return str(python)
-
-
 @pytest.fixture(scope="session")
 def older_python() -> str:
-    """For the older clients: what they need is what the newer ones need too, or is not used here."""
-    return environment(".venv-older", "--no-deps", *OLDER)
+    """For the last tinker client that speaks JSON only, and the Fireworks SDK that builds on it."""
+    return environments.older()
 
 
 @pytest.fixture(scope="session")
 def fireworks_python() -> str:
     """For the newest Fireworks SDK."""
-    return environment(".venv-fireworks", *(_HERE / "fireworks.txt").read_text().split())
+    return environments.fireworks()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 
+import environments
 import pytest
 
-from conformance.conftest import ROOT, environment
+from conformance.conftest import ROOT
 
 RAY = (
     "ray==2.60.0",
@@ -22,7 +23,7 @@ TESTS = "tests/unit/rollout/test_ray_executor.py"
 
 @pytest.mark.timeout(600)  # an installation from the network is among it
 def test_rollouts_run_in_its_actors() -> None:
-    python = environment(".venv-ray", *RAY)
+    python = environments.make(".venv-ray", *RAY)
     done = subprocess.run(
         [python, "-m", "pytest", "-p", "no:cacheprovider", "-q", TESTS],
         cwd=ROOT,

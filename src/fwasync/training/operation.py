@@ -96,7 +96,7 @@ class Operation(Generic[T]):
         self.queue_state: str | None = None
         self.harmless = False
         """Set while nothing that was sent can have an effect."""
-        self._admit = admit
+        self._admit: Callable[[Operation[T], Admission], Awaitable[Callable[[], Awaitable[T]]]] | None = admit
         self._on_observed = on_observed
         self._collect: Callable[[], Awaitable[T]] | None = None
         self._collecting: asyncio.Event | None = None  # set when who polls has stopped
@@ -110,9 +110,11 @@ class Operation(Generic[T]):
 
     async def admit(self, admission: Admission) -> None:
         """Send the operation. Never raises on its own account: a failure is the operation's outcome."""
+        admit, self._admit = self._admit, None  # it holds the batch, which nobody needs once it is sent
+        assert admit is not None
         self.state = "admitting"
         try:
-            self._collect = await self._admit(self, admission)
+            self._collect = await admit(self, admission)
         except Exception as error:
             refused = not self.request_ids and not isinstance(error, EFFECT_UNKNOWN)
             self.fail(error, took_effect=False if refused or self.harmless else None)
@@ -122,6 +124,7 @@ class Operation(Generic[T]):
 
     def fail(self, error: Exception, *, took_effect: bool | None) -> None:
         """Decide the outcome: it failed, and took effect, did not, or (`None`) nobody knows."""
+        self._admit = None
         self.state = "failed"
         self._took_effect = took_effect
         self._error = error

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -388,6 +390,24 @@ async def test_a_chosen_wire_is_kept(wire: Wire, takes: str) -> None:
 def test_an_unknown_wire() -> None:
     with pytest.raises(errors.UsageError, match="'auto', 'json' or 'protobuf'"):
         AsyncServiceClient("http://trainer.test", KEY, wire="xml")  # type: ignore[arg-type]
+
+
+async def test_a_batch_is_let_go_once_it_is_sent_or_withdrawn(trainer: FakeTrainer) -> None:
+    gate = trainer.hold("optim_step")
+    async with connected(trainer) as client:
+        batch, other = [datum()], [datum()]
+        sent, withdrawn = weakref.ref(batch[0]), weakref.ref(other[0])
+        backward = client.forward_backward(batch)
+        client.optim_step(types.AdamParams())
+        queued = client.forward_backward(other)
+        del batch, other
+        await until(lambda: client.statistics().admitting and client.statistics().queued == 1)
+        assert queued.cancel()
+        gate.set()
+        await client.optim_step(types.AdamParams())
+        gc.collect()
+        assert (backward.state, sent()) == ("admitted", None)
+        assert (queued.state, withdrawn()) == ("withdrawn", None)
 
 
 async def test_an_unreadable_result_is_an_outcome(trainer: FakeTrainer) -> None:
