@@ -1,4 +1,8 @@
-"""For all tests: one BLAS thread, and no deadlines on a machine that others may use too."""
+"""For all tests: one BLAS thread, and nothing that depends on chance or on how busy the machine is.
+
+Hypothesis draws the same examples in every run, so that a change fails for what it did. To look for new ones:
+`pytest --hypothesis-profile=explore`, or with a seed `--hypothesis-seed=1` beside it.
+"""
 
 from __future__ import annotations
 
@@ -14,5 +18,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 import hypothesis  # noqa: E402
 
-hypothesis.settings.register_profile("fwasync", deadline=None)
+# No deadlines and no complaints of slowness: others may use the machine too.
+_PATIENT = hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile("explore", _PATIENT)
+hypothesis.settings.register_profile("fwasync", _PATIENT, derandomize=True)
 hypothesis.settings.load_profile("fwasync")
