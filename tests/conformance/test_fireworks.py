@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 # One installation from the network may be among it.
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1200)
 
 SHAPE = "accounts/fwasync/trainingShapes/qwen3-tiny/versions/v1"
 DEPLOYMENT_SHAPE = "accounts/fwasync/deploymentShapes/qwen3-tiny/versions/v1"
