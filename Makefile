@@ -10,7 +10,7 @@ demo: $(VENV)/.local
 	$(BIN)/fwasync demo
 
 test: check docs
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check

@@ -5,17 +5,21 @@ Each is made once, in a folder of the checkout, and made anew when what belongs 
 
 from __future__ import annotations
 
+import fcntl
+import os
 import re
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def make(folder_name: str, *what: str) -> str:
-    """The interpreter of an environment of its own, made once of what `pip install` is told.
+    """The interpreter of an environment of its own, made once of what `pip install` is told, by whoever comes first.
 
     Beside that it sees what this interpreter has, through a path file: what it needs and is there is not installed
     again. It lies in a folder of the checkout that git ignores by the folder's own word.
@@ -24,15 +28,28 @@ def make(folder_name: str, *what: str) -> str:
     packages = str(Path(sysconfig.get_path("purelib")).resolve())
     stamp, wanted = folder / "made-of", "\n".join([*what, sys.version, packages])
     python = folder / "bin" / "python"
-    if not stamp.is_file() or stamp.read_text() != wanted:
-        subprocess.run([sys.executable, "-m", "venv", "--clear", "--without-pip", str(folder)], check=True)
-        (folder / ".gitignore").write_text("*\n")
-        (own,) = folder.glob("lib/python*/site-packages")
-        (own / "beside.pth").write_text(packages + "\n")
-        pip = [sys.executable, "-m", "pip", "--python", str(python), "--disable-pip-version-check", "install"]
-        subprocess.run([*pip, "--quiet", *what], check=True, timeout=300)
-        stamp.write_text(wanted)
+    with _alone_in(folder):
+        if not stamp.is_file() or stamp.read_text() != wanted:
+            subprocess.run([sys.executable, "-m", "venv", "--clear", "--without-pip", str(folder)], check=True)
+            (folder / ".gitignore").write_text("*\n")
+            (own,) = folder.glob("lib/python*/site-packages")
+            (own / "beside.pth").write_text(packages + "\n")
+            pip = [sys.executable, "-m", "pip", "--python", str(python), "--disable-pip-version-check", "install"]
+            subprocess.run([*pip, "--quiet", *what], check=True, timeout=500)
+            stamp.write_text(wanted)
     return str(python)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Generator[None]:
+    """Keep other processes that make environments out of a folder; they wait."""
+    folder.mkdir(exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def tinker() -> str:

@@ -1,13 +1,25 @@
-"""For all tests: one BLAS thread, and no deadlines on a machine that others may use too."""
+"""For all tests: one BLAS thread, and nothing that depends on chance or on how busy the machine is.
+
+Hypothesis draws the same examples in every run, so that a change fails for what it did. To look for new ones:
+`pytest --hypothesis-profile=explore`, or with a seed `--hypothesis-seed=1` beside it.
+"""
 
 from __future__ import annotations
 
 import os
+import signal
 
 for _variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")  # read when numpy and torch are imported
 
+# What a shell starts in the background begins deaf to Ctrl-C, and so would all that is started here.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 import hypothesis  # noqa: E402
 
-hypothesis.settings.register_profile("fwasync", deadline=None)
+# No deadlines and no complaints of slowness: others may use the machine too.
+_PATIENT = hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile("explore", _PATIENT)
+hypothesis.settings.register_profile("fwasync", _PATIENT, derandomize=True)
 hypothesis.settings.load_profile("fwasync")

@@ -48,7 +48,7 @@ def run_script(url: str, key: str, python: str, script: str, **environment: str)
         capture_output=True,
         text=True,
         check=False,
-        timeout=240,
+        timeout=500,
         env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "TINKER_TELEMETRY": "0", **environment},
     )
     assert done.returncode == 0, done.stderr

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 # One installation from the network may be among it.
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1200)
 
 SHAPE = "accounts/fwasync/trainingShapes/qwen3-tiny/versions/v1"
 DEPLOYMENT_SHAPE = "accounts/fwasync/deploymentShapes/qwen3-tiny/versions/v1"
@@ -147,7 +147,9 @@ def test_a_base_and_a_delta_are_hot_loaded_and_sampled_from(of):
 
 def test_samples_are_as_they_were_asked_for(of):
     seen = of("full_parameters")["sampling"]
-    assert seen["count"] == [5, 5]
+    count, different = seen["count"]
+    assert count == 5
+    assert different > 1  # two of them may well be the same: nothing fixes what is drawn
     for whole, completion, logprobs in seen["lengths"]:
         assert whole == 6 + completion
         assert logprobs == completion <= 8

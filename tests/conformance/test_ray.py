@@ -21,7 +21,7 @@ RAY = (
 TESTS = "tests/unit/rollout/test_ray_executor.py"
 
 
-@pytest.mark.timeout(600)  # an installation from the network is among it
+@pytest.mark.timeout(1200)  # an installation from the network is among it
 def test_rollouts_run_in_its_actors() -> None:
     python = environments.make(".venv-ray", *RAY)
     done = subprocess.run(
@@ -31,7 +31,7 @@ def test_rollouts_run_in_its_actors() -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=500,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "4 passed" in done.stdout

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 # One installation from the network may be among it.
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1200)
 
 MODEL = "fwasync/qwen3-tiny"
 

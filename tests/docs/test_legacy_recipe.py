@@ -39,7 +39,7 @@ def test_it_learns() -> None:
     with blocking_local_service() as local:
         command = [sys.executable, "-W", "error", "-c", PROGRAM, str(RECIPE.parent), local.base_url, local.api_key]
         done = subprocess.run(
-            [*command, str(local.data_dir / "tokenizer")], capture_output=True, text=True, check=False, timeout=100
+            [*command, str(local.data_dir / "tokenizer")], capture_output=True, text=True, check=False, timeout=200
         )
         assert done.returncode == 0, done.stderr
         rewards = json.loads(done.stdout.splitlines()[-1])

@@ -38,7 +38,7 @@ def test_the_command_trains(name: str, tmp_path: Path) -> None:
     command = [*script["prepare"](name, tmp_path), "max_steps=3", "--batch-size", "8", "lr_scheduler.warmup_steps=1"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=100
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=200
     )
     assert done.returncode == 0, done.stderr
     assert "in 3 steps" in done.stdout
@@ -53,7 +53,7 @@ def test_the_command_trains(name: str, tmp_path: Path) -> None:
     committed = (DOCS / f"{name}.svg").read_text(encoding="utf-8")
     assert drawn.partition("</style>")[0] == committed.partition("</style>")[0]
     dry = subprocess.run(
-        [*command, "--dry-run"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=100
+        [*command, "--dry-run"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=200
     )
     assert dry.returncode == 0, dry.stderr
     assert "3 steps of 8 rows" in dry.stdout
@@ -92,7 +92,7 @@ def test_rl_trains_from_the_command_line(name: str, tmp_path: Path) -> None:
     ):
         command = ["bash", "-c", line.removeprefix("$ ")]
         done = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=100
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=200
         )
         assert done.returncode == 0, done.stderr
         assert told in done.stdout

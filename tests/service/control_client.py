@@ -24,7 +24,7 @@ class Gateway(Service):
         self.http = httpx.Client(
             base_url=f"{root}/training/v1/rlorTrainerJobs/local/{job_id}/api/v1",
             headers={"X-API-Key": service.key},
-            timeout=30,
+            timeout=100,
             trust_env=False,
         )
 
@@ -39,7 +39,7 @@ class Control:
     def __init__(self, service: Service) -> None:
         self.service = service
         root = str(service.http.base_url).removesuffix("/api/v1/")
-        self.http = httpx.Client(base_url=root, headers={"X-Api-Key": service.key}, timeout=30, trust_env=False)
+        self.http = httpx.Client(base_url=root, headers={"X-Api-Key": service.key}, timeout=100, trust_env=False)
         self.gateways: list[Gateway] = []
 
     def get(self, path: str, status: int = 200, **query: Any) -> Any:

@@ -52,13 +52,13 @@ async def deploy(service: AsyncScriptedService, *names: str, base_model: str = T
 async def plain_client(service: AsyncScriptedService) -> AsyncIterator[httpx.AsyncClient]:
     """A client that is not ours."""
     headers = {"X-API-Key": service.api_key}
-    async with httpx.AsyncClient(base_url=service.base_url, headers=headers, timeout=30, trust_env=False) as client:
+    async with httpx.AsyncClient(base_url=service.base_url, headers=headers, timeout=100, trust_env=False) as client:
         yield client
 
 
 async def load_when(service: AsyncScriptedService, *, running: int, waiting: int = 0) -> SamplingLoad:
     """The load, as soon as there are so many requests."""
-    with anyio.fail_after(30):
+    with anyio.fail_after(100):
         while True:
             load = await service.sampling()
             if (load.running, load.waiting) == (running, waiting):

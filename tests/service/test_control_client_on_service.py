@@ -41,7 +41,7 @@ async def test_the_life_of_a_trainer_job(fireworks: AsyncFireworksClient, contro
     told: list[Progress] = []
     endpoint = await jobs.wait_for_ready("life", on_progress=told.append)
     assert endpoint.base_url.endswith("/training/v1/rlorTrainerJobs/local/life")
-    assert told[0].state == "CREATING"
+    assert {at.state for at in told[:-1]} <= {"CREATING"}
     assert told[-1].state == "RUNNING"
     info = await jobs.get("life")
     assert (info.display_name, info.base_model, info.state) == ("mine", BASE, "RUNNING")

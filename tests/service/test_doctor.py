@@ -104,7 +104,7 @@ async def test_without_a_service_one_on_this_machine_is_looked_at(found: Callabl
 async def test_what_is_not_well(
     service, found: Callable[[], Verdicts], patient: dict[str, str | None], what: str, told: str
 ) -> None:
-    given = {"base_url": service.ready["base_url"], "api_key": service.key, "timeout": 10.0, **patient}
+    given = {"base_url": service.ready["base_url"], "api_key": service.key, **patient}
     with pytest.raises(CommandError, match=r"of these (is|are) not well") as caught:
         await run_doctor(Patient(**given))  # type: ignore[arg-type]
     assert exit_status(caught.value) == 1
@@ -116,9 +116,9 @@ async def test_what_is_not_well(
 async def test_nothing_answers(found: Callable[[], Verdicts]) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    with pytest.raises(CommandError):
-        await run_doctor(Patient(url, "k", timeout=1.0))
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"  # held, so that nobody else takes it
+        with pytest.raises(CommandError):
+            await run_doctor(Patient(url, "k"))
     verdict, told = found()["trainer API"]
     assert verdict == "FAIL"
     assert f"nothing answers at {url}" in told
@@ -149,7 +149,7 @@ def silent() -> Iterator[str]:
 
 async def test_a_server_that_is_something_else(silent: str, found: Callable[[], Verdicts]) -> None:
     with pytest.raises(CommandError, match="2 of these"):
-        await run_doctor(Patient(silent, "k", timeout=5.0))
+        await run_doctor(Patient(silent, "k"))
     verdicts = found()
     assert "is not a trainer service" in verdicts["trainer API"][1]
     assert verdicts["account"][0] == "FAIL"

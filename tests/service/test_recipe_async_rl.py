@@ -121,6 +121,7 @@ async def test_turns_know_the_version_that_sampled_them(tmp_path: Path, data: Pa
 
 MORTAL = """
 import os, signal, sys
+sys.modules.update(torch=None, transformers=None)  # which take long to import, and are not needed
 import anyio
 from fwasync.recipes import async_rl
 from fwasync.recipes.trainers import Where

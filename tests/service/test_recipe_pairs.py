@@ -157,7 +157,7 @@ async def test_a_killed_process_goes_on_in_another(data: Path) -> None:
         await dpo.train(whole, where=where)
         command = [sys.executable, "-c", KILLED, local.base_url, local.api_key, config.model_dump_json()]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)  # noqa: ASYNC221
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=200)  # noqa: ASYNC221
         assert done.returncode == -signal.SIGKILL, done.stderr
         entries = await CheckpointLedger(config.log_path).entries()
         assert [entry.step for entry in entries][:2] == [2, 4]

@@ -143,6 +143,7 @@ async def test_a_reference_holds_the_policy(tmp_path: Path, data: Path) -> None:
 
 MORTAL = """
 import json, os, signal, sys
+sys.modules.update(torch=None, transformers=None)  # which take long to import, and are not needed
 import anyio
 from fwasync.recipes import rl
 from fwasync.recipes.trainers import Where

@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
+from service.conftest import Service
+
 TOKENS = [5, 6, 7, 8]
 ENDLESS = {"max_tokens": 400, "temperature": 1.0, "seed": 3}
 
@@ -38,24 +40,31 @@ def test_a_long_poll_ends_with_try_again(service):
         assert response.json()["type"] == "try_again"
 
 
-def test_a_long_poll_ends_when_the_result_is_there(start, tmp_path):
-    service = start(tmp_path, long_poll_s=60)
-    model = service.model()
-    held = service.submit("/forward", model.batch(2, TOKENS, backward=False))
+@pytest.fixture(scope="module")
+def patient(tmp_path_factory):
+    """A service that holds a poll for as long as any test could take."""
+    running = Service(tmp_path_factory.mktemp("patient"), long_poll_s=60)
+    yield running
+    running.close()
+
+
+def test_a_long_poll_ends_when_the_result_is_there(patient):
+    model = patient.model()
+    held = patient.submit("/forward", model.batch(2, TOKENS, backward=False))
     with ThreadPoolExecutor(1) as pool:
-        poll = pool.submit(service.post, "/retrieve_future", {"request_id": held})
-        service.submit("/forward", model.batch(1, TOKENS, backward=False))
+        poll = pool.submit(patient.post, "/retrieve_future", {"request_id": held})
+        patient.submit("/forward", model.batch(1, TOKENS, backward=False))
         assert poll.result().status_code == 200
 
 
-def test_a_client_that_leaves_a_poll_leaves_the_future_alone(service):
-    model = service.model()
-    held = service.submit("/forward", model.batch(2, TOKENS, backward=False))
+def test_a_client_that_leaves_a_poll_leaves_the_future_alone(patient):
+    model = patient.model()
+    held = patient.submit("/forward", model.batch(2, TOKENS, backward=False))
     for _ in range(3):
         with pytest.raises(httpx.ReadTimeout):
-            service.http.post("/retrieve_future", json={"request_id": held}, timeout=0.05)
-    service.submit("/forward", model.batch(1, TOKENS, backward=False))
-    assert "metrics" in service.result(held)
+            patient.http.post("/retrieve_future", json={"request_id": held}, timeout=0.05)
+    patient.submit("/forward", model.batch(1, TOKENS, backward=False))
+    assert "metrics" in patient.result(held)
 
 
 def test_a_cancelled_sample_fails_and_frees_its_place(service):

@@ -22,7 +22,7 @@ def test_the_ready_line_is_all_it_says(start, tmp_path):
     assert service.ready["pid"] == service.process.pid
     service.model()
     service.process.stdin.close()
-    service.process.wait(10)
+    service.process.wait(60)
     assert service.process.stdout.read() == ""
     assert service.words() == ""
 
@@ -30,7 +30,7 @@ def test_the_ready_line_is_all_it_says(start, tmp_path):
 def test_it_ends_when_its_parent_closes_stdin(start, tmp_path):
     service = start(tmp_path)
     service.process.stdin.close()
-    assert service.process.wait(10) == 0
+    assert service.process.wait(60) == 0
 
 
 @POSIX
@@ -44,7 +44,7 @@ def test_a_signal_ends_it_and_answers_who_waits(start, tmp_path, number):
         # Answered after the poll was sent; at worst it finds the service closing, which is an answer too.
         service.post("/session_heartbeat", {"session_id": model.session_id})
         service.process.send_signal(number)
-        assert service.process.wait(10) == 0
+        assert service.process.wait(60) == 0
         assert poll.exception() is not None or poll.result().status_code == 408
     assert service.words() == ""
 
@@ -57,7 +57,7 @@ def test_a_computation_does_not_hold_it_back(start, tmp_path):
     for seq_id in range(1, 6):
         service.submit("/forward_backward", model.batch(seq_id, TOKENS, data=data))
     service.process.terminate()
-    assert service.process.wait(10) == 0
+    assert service.process.wait(60) == 0
 
 
 @POSIX
@@ -117,7 +117,7 @@ def test_a_port_in_use_is_one_clear_line(start, tmp_path):
     service = start(tmp_path / "a")
     port = service.ready["base_url"].rpartition(":")[2]
     other = start(tmp_path / "b", "--port", port)
-    assert other.process.wait(10) == 1
+    assert other.process.wait(60) == 1
     words = other.words()
     assert words.count("\n") == 1
     assert port in words
@@ -127,7 +127,7 @@ def test_a_port_in_use_is_one_clear_line(start, tmp_path):
 def test_a_data_directory_has_one_service(start, tmp_path):
     service = start(tmp_path)
     other = start(tmp_path)
-    assert other.process.wait(10) == 1
+    assert other.process.wait(60) == 1
     assert "in use by another service" in other.words()
     service.process.kill()
     service.process.wait()
@@ -137,14 +137,14 @@ def test_a_data_directory_has_one_service(start, tmp_path):
 def test_a_directory_that_cannot_be_written_is_told(start, tmp_path):
     (tmp_path / "file").write_text("")
     service = start(tmp_path / "file" / "below")
-    assert service.process.wait(10) == 1
+    assert service.process.wait(60) == 1
     assert "cannot be written" in service.words()
 
 
 @pytest.mark.parametrize(("host", "why"), [("0.0.0.0", "not a loopback address"), ("example.org", "use 127.0.0.1")])
 def test_only_this_machine_is_served(start, tmp_path, host, why):
     service = start(tmp_path, "--host", host)
-    assert service.process.wait(10) == 1
+    assert service.process.wait(60) == 1
     assert why in service.words()
 
 

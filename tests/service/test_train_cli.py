@@ -100,7 +100,7 @@ def test_a_run_that_is_interrupted_saves_and_goes_on(
         while not re.match(rf"{recipe} +\d.*{shown}", process.stdout.readline()):
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=200)
     finally:
         process.kill()
     assert process.returncode == 130, err
@@ -108,7 +108,7 @@ def test_a_run_that_is_interrupted_saves_and_goes_on(
     told = re.search(r"interrupted: step (\d+) of 200000 is done\. The same log_path goes on from there\.", out)
     assert told
     done = int(told[1])
-    out, err = command((done + 4) // 2).communicate(timeout=60)
+    out, err = command((done + 4) // 2).communicate(timeout=200)
     assert err == ""
     assert f"{done} steps and {done * 4} rows are done" in out
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
@@ -264,10 +264,10 @@ def test_what_is_no_recipe(train: Train) -> None:
 
 
 @pytest.fixture
-def closed_port() -> int:
+def closed_port() -> Iterator[int]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+        yield int(listener.getsockname()[1])  # held, so that nobody else takes it
 
 
 class Shop(BaseHTTPRequestHandler):
@@ -386,7 +386,7 @@ def test_a_disk_that_fills_up(service, data: Path, tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=200,
         env={**os.environ, **where},
     )
     assert done.returncode == 1, done.stderr

@@ -317,7 +317,7 @@ def test_the_first_signal_finishes_the_step_and_saves(
     process = command(epochs=100_000)
     until(process, {"dpo": "dpo loss", "orpo": "orpo loss", "rl": "reward"}[recipe])
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=200)
     assert (process.returncode, err) == (status, f"stopping after the steps in hand; once more to stop now\n{word}\n")
     told = re.search(rf"{word}: step (\d+) of \d+ is done\. The same log_path goes on from there\.", out)
     assert told
@@ -325,7 +325,7 @@ def test_the_first_signal_finishes_the_step_and_saves(
     last = lines(tmp_path / "run" / "checkpoints.jsonl")[-1]
     assert (last["step"], "state_path" in last) == (done, True)
     again = command(epochs=100_000, max_steps=done + 2)
-    out, err = again.communicate(timeout=60)
+    out, err = again.communicate(timeout=200)
     assert (again.returncode, err) == (0, "")
     assert f"{done} steps and {last['data_consumed']} rows are done" in out
     assert [step["step"] for step in lines(tmp_path / "run" / "metrics.jsonl")] == list(range(1, done + 3))
@@ -343,5 +343,5 @@ def test_the_second_signal_ends_what_the_first_cannot(
     assert process.stderr.readline() == "stopping after the steps in hand; once more to stop now\n"
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=200)
     assert (process.returncode, err) == (130, "interrupted\n")

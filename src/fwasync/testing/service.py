@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, asynccontextmanager
+import socket
+import sys
+from collections.abc import AsyncGenerator, Generator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
@@ -48,11 +50,11 @@ class AsyncScriptedService:
     All its methods raise `ServiceUnreachableError` when the service is dead, but for `kill` and `restart`.
     """
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, port: int) -> None:
         self._data_dir = data_dir
         self._stack = AsyncExitStack()
         self._local: LocalService | None = None
-        self._port = 0
+        self._port = port
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.base_url}>"
@@ -188,6 +190,18 @@ def _request(service: LocalService, method: str, name: str, body: bytes) -> byte
     return content
 
 
+@contextmanager
+def _held_port() -> Generator[int, None, None]:
+    """A port that nobody else is given while the service is dead; 0, which is any, where it cannot be held for it."""
+    if sys.platform != "linux":
+        yield 0
+        return
+    with socket.socket() as holder:  # which does not listen: who connects meanwhile is refused
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        yield holder.getsockname()[1]
+
+
 @asynccontextmanager
 async def local_service(
     faults: FaultPlan | None = None, data_dir: Path | None = None
@@ -214,7 +228,7 @@ async def local_service(
         if data_dir is None:
             temporary = anyio.TemporaryDirectory(prefix="fwasync-", ignore_cleanup_errors=True)
             data_dir = Path(await stack.enter_async_context(temporary))
-        service = AsyncScriptedService(data_dir)
+        service = AsyncScriptedService(data_dir, stack.enter_context(_held_port()))
         stack.push_async_callback(service.aclose)
         await service.restart()
         if faults is not None:

@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 _METRICS = "metrics.jsonl"
 _CONFIG = "config.json"
 _OWN_FILES = (_METRICS, _CONFIG, WANDB_FILE)
+_END_S = 30.0
 _LEAVE_S = 2.0
 _TICK_S = 0.25
 
@@ -249,7 +250,7 @@ class Run:
             with contextlib.suppress(ValueError):  # left in another context than it was entered in
                 current_timings.reset(self._timings_token)
         try:
-            failure = await self._write_the_rest()
+            failure = await self._write_the_rest(_END_S if error is None else _LEAVE_S)
         finally:
             if self._wandb is not None and self._is_settled.is_set():
                 await self._wandb.finish(ok=error is None)
@@ -341,14 +342,14 @@ class Run:
         if self._wandb is not None:
             self._wandb.release(count)
 
-    async def _write_the_rest(self) -> RunDirectoryError | None:
-        with anyio.move_on_after(_LEAVE_S, shield=True):
+    async def _write_the_rest(self, limit_s: float) -> RunDirectoryError | None:
+        with anyio.move_on_after(limit_s, shield=True):
             try:
                 await self._drain(sync=True)
             except RunDirectoryError as error:
                 return error
             return None
-        return RunDirectoryError(f"{self._lines.path} did not take the last lines within {_LEAVE_S:g} s")
+        return RunDirectoryError(f"{self._lines.path} did not take the last lines within {limit_s:g} s")
 
     def _cannot_write(self, error: OSError) -> RunDirectoryError:
         return RunDirectoryError(

@@ -16,7 +16,7 @@ from fwasync.cli.output import print_table, shown
 
 def fwasync_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "fwasync.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
 
 def test_version_and_wrong_usage() -> None:
@@ -26,14 +26,17 @@ def test_version_and_wrong_usage() -> None:
     assert wrong.stderr.startswith("error: --colour: there is no setting 'colour'; ")
 
 
-def test_help_loads_nothing_heavy() -> None:
+@pytest.mark.parametrize(("command", "said"), [((), "demo"), (("train", "sft"), "FWASYNC_API_KEY")])
+def test_help_loads_nothing_heavy(command: tuple[str, ...], said: str) -> None:
     code = (
-        "import sys\nfrom fwasync.cli import main\nsys.argv = ['fwasync', 'train', 'sft', '--help']\n"
+        "import sys\nfrom fwasync.cli import main\nsys.argv = ['fwasync', *sys.argv[1:], '--help']\n"
         "try: main()\nexcept SystemExit: pass\n"
         "print([name for name in ('anyio', 'numpy', 'rich', 'tinker', 'tokenizers', 'torch') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
-    assert "FWASYNC_API_KEY" in done.stdout
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert said in done.stdout
     assert done.stdout.splitlines()[-1] == "[]"
 
 
@@ -45,14 +48,14 @@ def test_ctrl_c_before_the_command_begins() -> None:
         "    def find_spec(self, name, path=None, target=None):\n"
         "        if name == 'fwasync.cli.demo':\n"
         "            print('importing', flush=True)\n"
-        "            time.sleep(20)\n"
+        "            time.sleep(600)\n"
         "sys.meta_path.insert(0, Finder())\nsys.argv = ['fwasync', 'demo']\ncli.main()\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "importing\n"
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=10)
+    _, err = process.communicate(timeout=60)
     assert (process.returncode, err.strip()) == (130, "interrupted")
 
 
@@ -80,9 +83,9 @@ def test_a_broken_installation_is_one_line_too() -> None:
         "import sys\nfrom fwasync.cli import main\nsys.modules['fwasync.cli.demo'] = None\n"
         "sys.argv = ['fwasync', *sys.argv[1:]]\nmain()"
     )
-    done = subprocess.run([sys.executable, "-c", code, "demo"], capture_output=True, text=True, check=False, timeout=30)
+    done = subprocess.run([sys.executable, "-c", code, "demo"], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 70
     assert done.stderr.startswith("error: this is a bug in fwasync: ModuleNotFoundError")
     assert "Traceback" not in done.stderr
     loud = [sys.executable, "-c", code, "--debug", "demo"]
-    assert "Traceback" in subprocess.run(loud, capture_output=True, text=True, check=False, timeout=30).stderr
+    assert "Traceback" in subprocess.run(loud, capture_output=True, text=True, check=False, timeout=60).stderr

@@ -183,7 +183,7 @@ async def test_training_begins_before_all_is_known_of_the_reference(tmp_path: Pa
         return output if len(fixture.reference.forwards) == 1 else Held(output)
 
     fixture.reference.forward = held  # pyright: ignore[reportAttributeAccessIssue]
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         result = await fixture.train(dpo, batch_size=1, pipeline_depth=1, on_step=lambda *_: trained.set())
     assert result.steps == 3
 

@@ -41,14 +41,14 @@ def lives(pid: int) -> bool:
 
 
 async def gone(*pids: int) -> None:
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         while any(map(lives, pids)):
             await anyio.sleep(0.02)
 
 
 async def told(path: Path) -> list[int]:
     file = anyio.Path(path)
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         while not await file.exists():
             await anyio.sleep(0.02)
     return [int(pid) for pid in (await file.read_text()).split()]
@@ -207,16 +207,16 @@ def double(number):
     return 2 * number
 
 async def main():
-    async with AsyncRewardPool(1, timeout={timeout}) as rewards:
+    async with AsyncRewardPool(1, timeout=1000) as rewards:
         print(await rewards.run(double, 21), flush=True)
-        await rewards.run(writes_and_hangs, sys.argv[1])
+        await rewards.run(writes_and_hangs, sys.argv[1], timeout={timeout})
 
 if __name__ == "__main__":
     anyio.run(main)
 """
 
 
-@pytest.mark.parametrize(("signal_number", "timeout"), [(signal.SIGINT, 1000.0), (signal.SIGKILL, 1.0)])
+@pytest.mark.parametrize(("signal_number", "timeout"), [(signal.SIGINT, 1000.0), (signal.SIGKILL, 2.0)])
 async def test_a_program_that_is_interrupted_or_killed_leaves_no_process(
     tmp_path: Path, signal_number: signal.Signals, timeout: float
 ) -> None:

@@ -7,6 +7,7 @@ and in that of the standard library below it, for n = 0, 1, 2 … until the call
 from __future__ import annotations
 
 import _weakrefset
+import gc
 import sys
 import threading
 import time
@@ -102,8 +103,14 @@ def open_at_once(story: Story) -> None:
 )
 def test_ctrl_c_leaves_nothing_behind_wherever_it_strikes(use: Callable[[Story], None], kind: str) -> None:
     n = 0
-    while struck(use, Strike(n, kind)).where:
-        n += 1
+    # What others left to the collector is not to be finalized under the tracer: it would count as steps, and be struck.
+    gc.collect()
+    gc.disable()
+    try:
+        while struck(use, Strike(n, kind)).where:
+            n += 1
+    finally:
+        gc.enable()
     assert n > 100
 
 
@@ -145,7 +152,7 @@ def threads() -> set[threading.Thread]:
 
 def wait_for(condition: Callable[[], Any], failure: str) -> None:
     """A thread that was told to end takes a moment for it."""
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end, failure
         time.sleep(0.001)

@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -236,14 +238,27 @@ async def test_a_failure_does_not_hide_the_exception_of_the_block(
 
 async def test_a_disk_that_hangs_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     release = threading.Event()
-    monkeypatch.setattr(run_module, "_LEAVE_S", 0.02)
-    run = open_run(tmp_path / "run", config={})
-    with pytest.raises(RunDirectoryError, match=r"within 0\.02 s"):
-        async with run:
+    monkeypatch.setattr(run_module, "_END_S", 0.02)
+    monkeypatch.setattr(run_module, "_LEAVE_S", 0.03)
+
+    @asynccontextmanager
+    async def hanging(directory: str) -> AsyncIterator[None]:
+        async with open_run(tmp_path / directory, config={}) as run:
             drain = run._lines.drain
-            monkeypatch.setattr(run._lines, "drain", lambda sync=False: (release.wait(30), drain(sync)))
+            monkeypatch.setattr(run._lines, "drain", lambda sync=False: (release.wait(100), drain(sync)))
             run.log("sft", 1, {})
-    release.set()
+            yield
+
+    try:
+        with pytest.raises(RunDirectoryError, match=r"within 0\.02 s"):
+            async with hanging("one"):
+                pass
+        with pytest.raises(ZeroDivisionError) as caught:
+            async with hanging("other"):
+                raise ZeroDivisionError
+        assert "within 0.03 s" in caught.value.__notes__[0]
+    finally:
+        release.set()
 
 
 def test_a_cut_line_becomes_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -474,7 +489,7 @@ def test_ctrl_c_writes_what_was_logged(tmp_path: Path) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "logged\n"
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=200)
     assert "KeyboardInterrupt" in errors
     text = (tmp_path / "run" / "metrics.jsonl").read_text()
     assert [json.loads(line)["step"] for line in text.splitlines()] == list(range(500))

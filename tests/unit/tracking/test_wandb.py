@@ -397,4 +397,4 @@ def test_the_process_of_a_run_does_not_import_wandb(tmp_path: Path) -> None:
         "anyio.run(main)\nassert 'wandb' not in sys.modules\n"
     )
     environment = {**os.environ, "WANDB_MODE": "offline"}
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], check=True, timeout=60, env=environment)
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], check=True, timeout=200, env=environment)
