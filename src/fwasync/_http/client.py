@@ -11,7 +11,7 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -34,13 +34,21 @@ _SLOWEST_UPLOAD = 50_000  # bytes a second
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Whatever the service answered, success or not."""
+    """Whatever the service answered, success or not. The headers have lower-case names."""
 
     status: int
     body: bytes
-    content_type: str
-    retry_after_s: float | None
-    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    headers: Mapping[str, str]
+
+    @property
+    def content_type(self) -> str:
+        """What the body is; `""` if that is not told."""
+        return self.headers.get("content-type", "")
+
+    @property
+    def retry_after_s(self) -> float | None:
+        """How long the service wants us to wait, if it does."""
+        return retry_after(self.headers, now=time.time())
 
 
 class Streamed:
@@ -188,7 +196,7 @@ class Http:
             own["x-idempotency-key"] = idempotency_key
         try:
             reply = await self._carrier.send(method, path, own, body, deadline)
-            return _answer(reply, await reply.read(deadline))
+            return Answer(reply.status, await reply.read(deadline), reply.headers)
         except TimeoutError:
             raise _late(allowed) from None
 
@@ -206,7 +214,7 @@ class Http:
             reply = await self._carrier.send(method, path, own, body, clock() + timeout)
             if 200 <= reply.status < 300:
                 return Streamed(reply, timeout)
-            return _answer(reply, await reply.read(clock() + timeout))
+            return Answer(reply.status, await reply.read(clock() + timeout), reply.headers)
         except TimeoutError:
             raise _late(timeout) from None
 
@@ -306,13 +314,6 @@ def _headers(accept: str, content_type: str, more: Mapping[str, str] | None) -> 
     if more:
         headers |= {name.lower(): value for name, value in more.items()}
     return headers
-
-
-def _answer(reply: Reply, content: bytes) -> Answer:
-    headers = reply.headers
-    return Answer(
-        reply.status, content, headers.get("content-type", ""), retry_after(headers, now=time.time()), headers
-    )
 
 
 def _late(timeout: float) -> Unanswered:

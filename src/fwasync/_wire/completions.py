@@ -222,7 +222,7 @@ class EventDecoder:
         """The data of the events that this piece completes."""
         if piece.startswith(b"data: ") and piece.endswith(b"\n\n") and not (self._rest or self._data or b"\r" in piece):
             events = piece[6:-2].split(b"\n\ndata: ")
-            if piece.count(b"\n") == 2 * len(events):
+            if b"\n" not in b"".join(events):
                 return events  # as they mostly come: whole, and of one line each
         if self._after_cr and piece:
             # The second half of a line end that was cut in two.

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
+import msgspec
+
 from fwasync._http.checks import require_finite
 from fwasync._wire.completions import Completion, CompletionChoice, CompletionRequest, TokenRow
 from fwasync.errors import ProtocolError, UsageError
@@ -26,8 +28,7 @@ __all__ = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class CompletionOptions:
+class CompletionOptions(msgspec.Struct, frozen=True, gc=False):
     """What a completion may be asked for; each is a keyword argument of the sampler's methods.
 
     Attributes:

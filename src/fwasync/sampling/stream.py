@@ -144,14 +144,16 @@ class CompletionStream:
         except msgspec.MsgspecError as error:
             raise ProtocolError(f"completions: an event of the stream is no completion ({error})") from error
         if message.error is not None:
-            raise self._refusal(Answer(_status(message.error), event, "application/json", None))
+            raise self._refusal(Answer(_status(message.error), event, {}))
         self._usage = message.usage or self._usage
         self._perf = message.perf_metrics or self._perf
         if not message.choices:
             return None
         if self._first_at is None:
             self._first_at = _now()
-        text, finish_reason, token_ids, logprobs = "", None, list[int](), list[float]()
+        text, finish_reason = "", None
+        token_ids: list[int] = []
+        logprobs: list[float] = []
         for choice in message.choices:
             self._reader.add(choice)
             text += choice.text or ""
