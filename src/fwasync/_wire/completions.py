@@ -220,7 +220,8 @@ class EventDecoder:
 
     def feed(self, piece: bytes) -> list[bytes]:
         """The data of the events that this piece completes."""
-        if piece.startswith(b"data: ") and piece.endswith(b"\n\n") and not (self._rest or self._data or b"\r" in piece):
+        is_between = not (self._rest or self._data or self._after_cr)
+        if is_between and piece.startswith(b"data: ") and piece.endswith(b"\n\n") and b"\r" not in piece:
             events = piece[6:-2].split(b"\n\ndata: ")
             if b"\n" not in b"".join(events):
                 return events  # as they mostly come: whole, and of one line each
