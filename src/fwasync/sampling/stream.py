@@ -9,13 +9,13 @@ Invariants
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self, cast
 
 import msgspec
 
 from fwasync._http.client import Answer, Streamed, Unanswered
-from fwasync._wire.completions import DONE, Completion, EventDecoder, Usage
+from fwasync._wire.completions import DONE, Completion, EventDecoder, TokenRow, Usage
 from fwasync._wire.messages import decode
 from fwasync.errors import ProtocolError, StreamBrokenError, UsageError
 from fwasync.sampling.completions import CompletionReader, SampledCompletion
@@ -152,17 +152,19 @@ class CompletionStream:
         if self._first_at is None:
             self._first_at = _now()
         text, finish_reason = "", None
-        token_ids: list[int] = []
-        logprobs: list[float] = []
+        rows: Sequence[TokenRow] = ()
         for choice in message.choices:
             self._reader.add(choice)
             text += choice.text or ""
             finish_reason = choice.finish_reason or finish_reason
             if choice.logprobs is not None and choice.logprobs.content:
-                rows = choice.logprobs.content
-                token_ids += [row.token_id for row in rows if row.token_id is not None]
-                logprobs += [row.logprob for row in rows if row.logprob is not None]
-        return CompletionPiece(text, token_ids, logprobs, finish_reason)
+                rows = [*rows, *choice.logprobs.content] if rows else choice.logprobs.content
+        return CompletionPiece(
+            text,
+            [row.token_id for row in rows if row.token_id is not None],
+            [row.logprob for row in rows if row.logprob is not None],
+            finish_reason,
+        )
 
 
 def _now() -> float:
