@@ -48,9 +48,13 @@ async def large(http: Http) -> None:
 
 
 async def streamed(http: Http) -> None:
-    async with http.stream("POST", "x", [b"stream"], accept="*/*", headers={}, timeout=20) as answer:
-        assert isinstance(answer, Streamed)
-        assert b"".join([piece async for piece in answer.pieces]) == b"stream6"
+    answer = await http.stream("POST", "x", [b"stream"], accept="*/*", headers={}, timeout=20)
+    assert isinstance(answer, Streamed)
+    async with answer:
+        pieces: list[bytes] = []
+        while (piece := await answer.piece()) is not None:
+            pieces.append(piece)
+    assert b"".join(pieces) == b"stream6"
 
 
 EXCHANGES: dict[str, Exchange] = {"small": small, "large": large, "streamed": streamed}

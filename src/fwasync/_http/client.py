@@ -10,9 +10,8 @@ import asyncio
 import random
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -35,24 +34,56 @@ _SLOWEST_UPLOAD = 50_000  # bytes a second
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Whatever the service answered, success or not."""
+    """Whatever the service answered, success or not. The headers have lower-case names."""
 
     status: int
     body: bytes
-    content_type: str
-    retry_after_s: float | None
-    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    headers: Mapping[str, str]
+
+    @property
+    def content_type(self) -> str:
+        """What the body is; `""` if that is not told."""
+        return self.headers.get("content-type", "")
+
+    @property
+    def retry_after_s(self) -> float | None:
+        """How long the service wants us to wait, if it does."""
+        return retry_after(self.headers, now=time.time())
 
 
-@dataclass(frozen=True, slots=True)
 class Streamed:
-    """A successful answer whose body is read piece by piece.
+    """A successful answer whose body is read piece by piece, in a block that closes the request at its end.
 
-    `pieces` raises `Unanswered` if the connection breaks, or a piece does not come in time.
+    Attributes:
+        headers: The headers, with lower-case names.
     """
 
-    headers: Mapping[str, str]
-    pieces: AsyncIterator[bytes]
+    __slots__ = ("_clock", "_reply", "_timeout", "headers")
+
+    def __init__(self, reply: Reply, timeout: float) -> None:
+        self.headers = reply.headers
+        self._reply = reply
+        self._timeout = timeout
+        self._clock = asyncio.get_running_loop().time
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self._reply.aclose()
+
+    async def piece(self) -> bytes | None:
+        """What has come since the last time, as soon as it is anything; `None` at the end.
+
+        Raises:
+            Unanswered: The connection broke, or nothing came in time.
+
+        **Cancellation:** the request is closed.
+        """
+        try:
+            return await self._reply.piece(self._clock() + self._timeout)
+        except TimeoutError:
+            raise _late(self._timeout) from None
 
 
 def service_url(base_url: str) -> str:
@@ -165,36 +196,27 @@ class Http:
             own["x-idempotency-key"] = idempotency_key
         try:
             reply = await self._carrier.send(method, path, own, body, deadline)
-            return _answer(reply, await reply.read(deadline))
+            return Answer(reply.status, await reply.read(deadline), reply.headers)
         except TimeoutError:
             raise _late(allowed) from None
 
-    @asynccontextmanager
     async def stream(
         self, method: str, path: str, body: Body, *, accept: str, headers: Mapping[str, str], timeout: float
-    ) -> AsyncGenerator[Answer | Streamed]:
-        """Send a request once, and read the answer as it comes: `Streamed` if it is a success, else whole.
+    ) -> Answer | Streamed:
+        """Send a request once; its answer is to be read as it comes if it is a success, and is there else.
 
-        `timeout` is for the headers, and again for each piece of the body; the rest is as for `attempt`. When the block
-        is left, the request is closed, whether its answer was read or not.
+        `timeout` is for the headers, and again for each piece of the body; the rest is as for `attempt`. Of what is
+        streamed, enter the block at once.
         """
         clock = asyncio.get_running_loop().time
         own = _headers(accept, _JSON, headers)
         try:
             reply = await self._carrier.send(method, path, own, body, clock() + timeout)
+            if 200 <= reply.status < 300:
+                return Streamed(reply, timeout)
+            return Answer(reply.status, await reply.read(clock() + timeout), reply.headers)
         except TimeoutError:
             raise _late(timeout) from None
-        try:
-            if 200 <= reply.status < 300:
-                yield Streamed(reply.headers, _pieces(reply, timeout))
-            else:
-                try:
-                    content = await reply.read(clock() + timeout)
-                except TimeoutError:
-                    raise _late(timeout) from None
-                yield _answer(reply, content)
-        finally:
-            await reply.aclose()
 
     async def call(
         self,
@@ -292,22 +314,6 @@ def _headers(accept: str, content_type: str, more: Mapping[str, str] | None) -> 
     if more:
         headers |= {name.lower(): value for name, value in more.items()}
     return headers
-
-
-def _answer(reply: Reply, content: bytes) -> Answer:
-    headers = reply.headers
-    return Answer(
-        reply.status, content, headers.get("content-type", ""), retry_after(headers, now=time.time()), headers
-    )
-
-
-async def _pieces(reply: Reply, timeout: float) -> AsyncGenerator[bytes]:
-    clock = asyncio.get_running_loop().time
-    try:
-        while (piece := await reply.piece(clock() + timeout)) is not None:
-            yield piece
-    except TimeoutError:
-        raise _late(timeout) from None
 
 
 def _late(timeout: float) -> Unanswered:

@@ -54,6 +54,24 @@ class Connection(asyncio.Protocol):
         expires: When it is not to be used any more, on the loop's clock; for its keeper.
     """
 
+    __slots__ = (
+        "_answers_head",
+        "_head_size",
+        "_incoming",
+        "_is_interim",
+        "_is_paused",
+        "_is_reusable",
+        "_is_whole",
+        "_keeper",
+        "_parser",
+        "_spoilt",
+        "_timer",
+        "_transport",
+        "expires",
+        "is_full",
+        "is_sent",
+    )
+
     def __init__(self, keeper: Keeper) -> None:
         self.is_sent = False
         self.is_full = False

@@ -55,7 +55,10 @@ def fault_text(body: bytes, *, secret: str) -> str:
 
 def request_id_of(headers: Mapping[str, str]) -> str | None:
     """The service's id of a request, by which its operators find it, in the headers (lower-case) of its answer."""
-    return next((headers[name] for name in _ID_HEADERS if headers.get(name)), None)
+    for name in _ID_HEADERS:
+        if found := headers.get(name):
+            return found
+    return None
 
 
 def refusal(status: int, text: str, *, what: str, url: str, request_id: str | None = None) -> ServiceError:

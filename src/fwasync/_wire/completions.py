@@ -90,27 +90,27 @@ class WholeTokenRow(TokenRow, gc=False):
     text_offset: int | None = None
 
 
-class Logprobs(Message):
+class Logprobs(Message, gc=False):
     """The rows of a choice, as many as it has tokens. Older servers name other fields, which are left out here."""
 
     content: Sequence[TokenRow] | None = None
 
 
-class RawOutput(Message):
+class RawOutput(Message, gc=False):
     """What is read of the token ids behind a choice; those of an echo are part of the completion's."""
 
     prompt_token_ids: list[int] | None = None
     completion_token_ids: list[int] | None = None
 
 
-class WholeRawOutput(RawOutput):
+class WholeRawOutput(RawOutput, gc=False):
     """All that a service tells of the token ids behind a choice."""
 
     prompt_fragments: list[Any] | None = None
     completion: str | None = None
 
 
-class CompletionChoice(Message):
+class CompletionChoice(Message, gc=False):
     """One completion, or a piece of one. `finish_reason` is `stop`, `length` or `error`."""
 
     index: int = msgspec.field(default=0)
@@ -122,7 +122,7 @@ class CompletionChoice(Message):
     token_ids: list[int] | None = None
 
 
-class Usage(Message):
+class Usage(Message, gc=False):
     """How many tokens it took."""
 
     prompt_tokens: int | None = None
@@ -130,7 +130,7 @@ class Usage(Message):
     total_tokens: int | None = None
 
 
-class Completion(Message):
+class Completion(Message, gc=False):
     """What is read of an answer, or of one event of it. `perf_metrics` are seconds and counts, as text.
 
     `error` is an event of its own, by which a service tells that it failed after the answer had begun.
@@ -142,7 +142,7 @@ class Completion(Message):
     error: Any = None
 
 
-class WholeCompletion(Completion):
+class WholeCompletion(Completion, gc=False):
     """All that a service tells in an answer, or in one event of it."""
 
     id: str | None = None
@@ -211,6 +211,8 @@ class EventDecoder:
     leading space is taken off; comments and other fields are ignored. An event that no blank line has ended is none.
     """
 
+    __slots__ = ("_after_cr", "_data", "_rest")
+
     def __init__(self) -> None:
         self._rest = bytearray()
         self._data: list[bytes] = []
@@ -218,6 +220,11 @@ class EventDecoder:
 
     def feed(self, piece: bytes) -> list[bytes]:
         """The data of the events that this piece completes."""
+        is_between = not (self._rest or self._data or self._after_cr)
+        if is_between and piece.startswith(b"data: ") and piece.endswith(b"\n\n") and b"\r" not in piece:
+            events = piece[6:-2].split(b"\n\ndata: ")
+            if b"\n" not in b"".join(events):
+                return events  # as they mostly come: whole, and of one line each
         if self._after_cr and piece:
             # The second half of a line end that was cut in two.
             piece = piece.removeprefix(b"\n")

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
+import msgspec
+
 from fwasync._http.checks import require_finite
 from fwasync._wire.completions import Completion, CompletionChoice, CompletionRequest, TokenRow
 from fwasync.errors import ProtocolError, UsageError
@@ -26,8 +28,7 @@ __all__ = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class CompletionOptions:
+class CompletionOptions(msgspec.Struct, frozen=True, gc=False):
     """What a completion may be asked for; each is a keyword argument of the sampler's methods.
 
     Attributes:
@@ -185,11 +186,16 @@ class CompletionReader:
         """Take a choice in, or its next piece."""
         whole = self._choice
         self._texts.append(piece.text or "")
-        whole.finish_reason = piece.finish_reason or whole.finish_reason
-        whole.raw_output = piece.raw_output or whole.raw_output
-        whole.token_ids = piece.token_ids or whole.token_ids
-        whole.prompt_token_ids = piece.prompt_token_ids or whole.prompt_token_ids
-        self.add_rows((piece.logprobs and piece.logprobs.content) or ())
+        if piece.finish_reason:
+            whole.finish_reason = piece.finish_reason
+        if piece.raw_output is not None:
+            whole.raw_output = piece.raw_output
+        if piece.token_ids:
+            whole.token_ids = piece.token_ids
+        if piece.prompt_token_ids:
+            whole.prompt_token_ids = piece.prompt_token_ids
+        if piece.logprobs is not None and piece.logprobs.content:
+            self.add_rows(piece.logprobs.content)
 
     def add_rows(self, rows: Sequence[TokenRow]) -> None:
         """Take the next rows of its logprobs in."""

@@ -9,6 +9,7 @@ Invariants
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import random
 import uuid
@@ -237,39 +238,31 @@ class AsyncDeploymentSampler:
             raise UsageError("max_seq_len is for whole completions; stop reading the stream instead")
         body = [encode(completion_request(self.model, prompt, asked, stop=stop, stream=True))]
         with self._calls.call(is_block=True):
-            async with self._stream(body, prompt, asked) as stream:
-                yield stream
-
-    # -- one request -------------------------------------------------------------------------------
-
-    @asynccontextmanager
-    async def _stream(
-        self, body: list[bytes], prompt: list[int], asked: CompletionOptions
-    ) -> AsyncGenerator[CompletionStream]:
-        headers, attempts, started = self._request_headers(), Attempts(self._policy), anyio.current_time()
-        for retry in itertools.count():
-            failure: Answer | Unanswered
-            async with self.concurrency.slot() as slot:
-                try:
-                    async with self._http.stream(
-                        "POST", _PATH, body, accept=EVENT_STREAM, headers=headers, timeout=asked.http_timeout
-                    ) as answer:
-                        if isinstance(answer, Streamed):
+            headers, attempts, started = self._request_headers(), Attempts(self._policy), _now()
+            for retry in itertools.count():
+                async with self.concurrency.slot() as slot:
+                    outcome: Answer | Unanswered | Streamed
+                    try:
+                        outcome = await self._http.stream(
+                            "POST", _PATH, body, accept=EVENT_STREAM, headers=headers, timeout=asked.http_timeout
+                        )
+                    except Unanswered as error:
+                        outcome = error
+                    if isinstance(outcome, Streamed):
+                        async with outcome:
                             reader = CompletionReader(prompt, asked)
-                            stream = CompletionStream(answer.pieces, reader, started=slot.began, refusal=self._refusal)
+                            stream = CompletionStream(outcome, reader, started=slot.began, refusal=self._refusal)
                             try:
                                 yield stream
                             finally:
-                                metrics = stream.metrics(answer.headers, retry=retry)
+                                metrics = stream.metrics(retry=retry)
                                 slot.observation = metrics.observation() if stream.is_complete else None
                                 self._metrics.append(metrics)
-                            return
-                        failure = answer
-                except Unanswered as error:
-                    failure = error
-                metrics = self._failure(failure, retry, slot.age_s)
-                slot.observation = metrics.observation()
-            await self._pause(attempts, failure, started)
+                        return
+                    slot.observation = self._failure(outcome, retry, slot.age_s).observation()
+                await self._pause(attempts, outcome, started)
+
+    # -- one request -------------------------------------------------------------------------------
 
     def _refusal(self, answer: Answer) -> Exception:
         return self._http.refusal(answer, "completions")
@@ -295,7 +288,7 @@ class AsyncDeploymentSampler:
         return [sampled[number] for number in range(len(bodies))]
 
     async def _complete(self, body: list[bytes], prompt: list[int], options: CompletionOptions) -> SampledCompletion:
-        headers, attempts, started = self._request_headers(), Attempts(self._policy), anyio.current_time()
+        headers, attempts, started = self._request_headers(), Attempts(self._policy), _now()
         for retry in itertools.count():
             async with self.concurrency.slot() as slot:
                 outcome: Answer | Unanswered
@@ -339,9 +332,7 @@ class AsyncDeploymentSampler:
             status, wanted, reached = None, None, failure.connected
         pause = attempts.pause(status, jitter=random.random(), retry_after_s=wanted)
         if pause is None:
-            raise self._http.given_up(
-                failure, "completions", attempts.failed, anyio.current_time() - started, reached=reached
-            )
+            raise self._http.given_up(failure, "completions", attempts.failed, _now() - started, reached=reached)
         await anyio.sleep(pause)
 
     def _request_headers(self) -> dict[str, str]:
@@ -371,6 +362,10 @@ class AsyncDeploymentSampler:
     def _decoded(self, token: int) -> Any:
         assert self._tokenizer is not None
         return self._tokenizer.decode([token])
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 async def _read(body: bytes, reader: CompletionReader) -> Completion:

@@ -89,41 +89,37 @@ def read_metrics(
         ttft_s: Seconds to its first piece, if it was streamed.
         completion_tokens: As its usage tells.
     """
-
     told = perf_metrics or {}
-
-    def number(name: str) -> float | None:
-        value = _number(told.get(name))
-        if value is None:
-            value = _number(headers.get(_PREFIX + name))
-        return _number(headers.get(name)) if value is None else value
-
-    def count(name: str) -> int | None:
-        value = number(name)
-        return None if value is None else int(value)
-
     return ServerMetrics(
         http_status_code=status,
         retry_attempt=retry,
         client_latency=latency_s,
         client_ttft=ttft_s,
-        num_concurrent_requests=count("num-concurrent-requests"),
-        prefill_queue_duration=number("prefill-queue-duration"),
-        generation_queue_duration=number("generation-queue-duration"),
-        server_ttft=number("server-time-to-first-token"),
-        server_processing_time=number("server-processing-time"),
-        prompt_tokens=count("prompt-tokens"),
-        cached_prompt_tokens=count("cached-prompt-tokens"),
+        num_concurrent_requests=_count(told, headers, "num-concurrent-requests"),
+        prefill_queue_duration=_number(told, headers, "prefill-queue-duration"),
+        generation_queue_duration=_number(told, headers, "generation-queue-duration"),
+        server_ttft=_number(told, headers, "server-time-to-first-token"),
+        server_processing_time=_number(told, headers, "server-processing-time"),
+        prompt_tokens=_count(told, headers, "prompt-tokens"),
+        cached_prompt_tokens=_count(told, headers, "cached-prompt-tokens"),
         completion_tokens=completion_tokens,
         response_request_id=request_id_of(headers),
     )
 
 
-def _number(value: str | int | float | None) -> float | None:
-    if value is None:
-        return None
-    try:
-        number = float(value)
-    except ValueError:
-        return None
-    return number if 0.0 <= number < math.inf else None
+def _number(told: Mapping[str, str | int | float], headers: Mapping[str, str], name: str) -> float | None:
+    for value in (told.get(name), headers.get(_PREFIX + name), headers.get(name)):
+        if value is None:
+            continue
+        try:
+            number = float(value)
+        except ValueError:
+            continue
+        if 0.0 <= number < math.inf:
+            return number
+    return None
+
+
+def _count(told: Mapping[str, str | int | float], headers: Mapping[str, str], name: str) -> int | None:
+    number = _number(told, headers, name)
+    return None if number is None else int(number)

@@ -8,15 +8,13 @@ Invariants
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+import asyncio
+from collections.abc import Callable, Sequence
 from typing import Any, Self, cast
 
-import anyio
 import msgspec
 
-from fwasync._http.client import Answer, Unanswered
+from fwasync._http.client import Answer, Streamed, Unanswered
 from fwasync._wire.completions import DONE, Completion, EventDecoder, TokenRow, Usage
 from fwasync._wire.messages import decode
 from fwasync.errors import ProtocolError, StreamBrokenError, UsageError
@@ -26,8 +24,7 @@ from fwasync.sampling.server_metrics import ServerMetrics, read_metrics
 __all__ = ("CompletionPiece", "CompletionStream")
 
 
-@dataclass(frozen=True, slots=True)
-class CompletionPiece:
+class CompletionPiece(msgspec.Struct, frozen=True, gc=False):
     """What came together.
 
     Attributes:
@@ -46,9 +43,22 @@ class CompletionPiece:
 class CompletionStream:
     """An async iterator of the pieces; made by `AsyncDeploymentSampler.stream_with_prompt_tokens`."""
 
+    __slots__ = (
+        "_completion",
+        "_decoder",
+        "_events",
+        "_first_at",
+        "_perf",
+        "_reader",
+        "_refusal",
+        "_source",
+        "_started",
+        "_usage",
+    )
+
     def __init__(
         self,
-        source: AsyncIterator[bytes],
+        source: Streamed,
         reader: CompletionReader,
         *,
         started: float,
@@ -60,7 +70,7 @@ class CompletionStream:
         self._started = started
         self._first_at: float | None = None
         self._decoder = EventDecoder()
-        self._events: deque[bytes] = deque()
+        self._events: list[bytes] = []  # that have come and were not given out; the next one is last
         self._usage: Usage | None = None
         self._perf: dict[str, str | int | float] | None = None
         self._completion: SampledCompletion | None = None
@@ -94,36 +104,39 @@ class CompletionStream:
         **Cancellation:** the stream is over; leave the block.
         """
         while self._completion is None:
-            event = await self._next_event()
-            if event is None or event.startswith(DONE):
-                self._finish(is_told=event is not None)
-                break
-            piece = self._piece(event)
-            if piece is not None:
+            if not self._events:
+                await self._receive()
+            elif (event := self._events.pop()).startswith(DONE):
+                self._completion = self._reader.completion()
+            elif (piece := self._piece(event)) is not None:
                 return piece
         raise StopAsyncIteration
 
-    def metrics(self, headers: Mapping[str, str], *, retry: int) -> ServerMetrics:
+    def metrics(self, *, retry: int) -> ServerMetrics:
         """The metrics of the answer, as far as it was read."""
         return read_metrics(
-            headers,
+            self._source.headers,
             self._perf,
             status=200,
             retry=retry,
-            latency_s=anyio.current_time() - self._started,
+            latency_s=_now() - self._started,
             ttft_s=None if self._first_at is None else self._first_at - self._started,
             completion_tokens=self._usage and self._usage.completion_tokens,
         )
 
-    async def _next_event(self) -> bytes | None:
-        while not self._events:
-            try:
-                self._events.extend(self._decoder.feed(await anext(self._source)))
-            except StopAsyncIteration:
-                return None
-            except Unanswered as error:
-                raise StreamBrokenError(f"completions: the stream broke off ({error}); ask again") from error
-        return self._events.popleft()
+    async def _receive(self) -> None:
+        """Wait for events, or for the end."""
+        try:
+            data = await self._source.piece()
+        except Unanswered as error:
+            raise StreamBrokenError(f"completions: the stream broke off ({error}); ask again") from error
+        if data is not None:
+            self._events = self._decoder.feed(data)
+            self._events.reverse()
+        elif self._reader.has_end:
+            self._completion = self._reader.completion()
+        else:
+            raise StreamBrokenError("completions: the stream broke off before its end; ask again")
 
     def _piece(self, event: bytes) -> CompletionPiece | None:
         try:
@@ -131,19 +144,21 @@ class CompletionStream:
         except msgspec.MsgspecError as error:
             raise ProtocolError(f"completions: an event of the stream is no completion ({error})") from error
         if message.error is not None:
-            raise self._refusal(Answer(_status(message.error), event, "application/json", None))
+            raise self._refusal(Answer(_status(message.error), event, {}))
         self._usage = message.usage or self._usage
         self._perf = message.perf_metrics or self._perf
         if not message.choices:
             return None
         if self._first_at is None:
-            self._first_at = anyio.current_time()
-        text, finish_reason, rows = "", None, list[TokenRow]()
+            self._first_at = _now()
+        text, finish_reason = "", None
+        rows: Sequence[TokenRow] = ()
         for choice in message.choices:
             self._reader.add(choice)
             text += choice.text or ""
             finish_reason = choice.finish_reason or finish_reason
-            rows += (choice.logprobs and choice.logprobs.content) or ()
+            if choice.logprobs is not None and choice.logprobs.content:
+                rows = [*rows, *choice.logprobs.content] if rows else choice.logprobs.content
         return CompletionPiece(
             text,
             [row.token_id for row in rows if row.token_id is not None],
@@ -151,10 +166,9 @@ class CompletionStream:
             finish_reason,
         )
 
-    def _finish(self, *, is_told: bool) -> None:
-        if not is_told and not self._reader.has_end:
-            raise StreamBrokenError("completions: the stream broke off before its end; ask again")
-        self._completion = self._reader.completion()
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _status(error: Any) -> int:

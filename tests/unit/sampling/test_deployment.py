@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -16,6 +17,7 @@ from fwasync.sampling.aimd import AimdSettings, Observation
 from fwasync.sampling.concurrency import AdaptiveConcurrencyController, FixedConcurrencyController
 from fwasync.sampling.deployment import AsyncDeploymentSampler
 from fwasync.testing import virtual_time
+from support.raw_server import Peer, raw_server
 
 KEY = "fw-very-secret"
 MODEL = "accounts/acme/deployments/dep1"
@@ -716,3 +718,36 @@ async def test_misuse_sends_nothing() -> None:
     assert seen == []
     with pytest.raises(errors.UsageError, match="model is empty"):
         AsyncDeploymentSampler("http://service.test", "", KEY)
+
+
+async def test_a_stream_that_is_read_to_its_end_leaves_nothing_to_close() -> None:
+    """Done is told before the body ends: what reads it is left in the middle, and must not need a task for that."""
+    answer = body([5, 6])
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    stream = events(answer)
+    chunked = head + b"%x\r\n%s\r\n0\r\n\r\n" % (len(stream), stream)
+    made: list[object] = []
+
+    def task(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+        made.append(coroutine)
+        return asyncio.Task(coroutine, loop=loop, **options)
+
+    async def answering(peer: Peer) -> None:
+        while True:
+            await peer.request()
+            await peer.send(chunked)
+
+    async def read() -> None:
+        async with client.stream_with_prompt_tokens(PROMPT) as stream:
+            async for _ in stream:
+                pass
+            assert stream.completion.completion_tokens == [5, 6]
+
+    async with raw_server(answering) as server, AsyncDeploymentSampler(server.url, "m", KEY) as client:
+        await read()
+        asyncio.get_running_loop().set_task_factory(task)
+        await read()
+        await anyio.sleep(0.01)
+        asyncio.get_running_loop().set_task_factory(None)
+        assert server.accepted == 1
+    assert made == []

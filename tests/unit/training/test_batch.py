@@ -61,7 +61,7 @@ def answer(content_type: str, rows: list[list[float]], **metrics: float) -> Answ
     outputs = [{"logprobs": np.float32(row)} for row in rows]
     encode = results.encode_outputs if content_type == protobuf.CONTENT_TYPE else encode_outputs
     body = b"".join(encode(ForwardBackwardResult(outputs, metrics, "record")))  # type: ignore[arg-type]
-    return Answer(200, body, content_type, None)
+    return Answer(200, body, {"content-type": content_type})
 
 
 @pytest.mark.parametrize("content_type", ["application/json", protobuf.CONTENT_TYPE])
@@ -85,4 +85,4 @@ async def test_results_of_chunks_are_put_together_in_order() -> None:
 @pytest.mark.parametrize("content_type", ["application/json", protobuf.CONTENT_TYPE])
 async def test_a_result_that_cannot_be_read_is_told(content_type: str) -> None:
     with pytest.raises(ProtocolError, match="a result of forward or forward_backward cannot be read"):
-        await read_result(Answer(200, b"\xff", content_type, None))
+        await read_result(Answer(200, b"\xff", {"content-type": content_type}))
