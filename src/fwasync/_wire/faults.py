@@ -72,6 +72,7 @@ Route = Literal[
     "list_checkpoints",
     "list_deployments",
     "list_trainer_jobs",
+    "load_adapter",
     "load_weights",
     "optim_step",
     "resume_trainer_job",
@@ -93,7 +94,7 @@ Those of trainer jobs, deployments, hot-loads and completions have names of thei
 `*` is every route that the action can strike."""
 
 _NUMERIC = ("forward", "forward_backward", "optim_step")
-_OPERATIONS = (*_NUMERIC, "load_weights", "save_weights", "save_weights_for_sampler", "unload_model")
+_OPERATIONS = (*_NUMERIC, "load_adapter", "load_weights", "save_weights", "save_weights_for_sampler", "unload_model")
 _FUTURES = (*_OPERATIONS, "asample", "create_model")
 _STARTS = ("create_deployment", "create_trainer_job", "resume_trainer_job")
 _OF_CONTROL = (

@@ -230,10 +230,13 @@ class AsyncTrainingClient:
         return self._load("load_state_with_optimizer", path, optimizer=True, timeout=timeout)
 
     def load_adapter(self, adapter_path: str, *, timeout: float | None = CHECKPOINT_TIMEOUT_S) -> APIFuture[None]:
-        """Load the weights of a LoRA adapter that was trained elsewhere (Fireworks); the optimizer starts anew.
+        """Load the weights of a LoRA adapter that was trained elsewhere; the optimizer starts anew.
+
+        Fireworks and the local service offer it; other services refuse it.
 
         Args:
-            adapter_path: A model resource (`accounts/…/models/…`) or a `gs://` path.
+            adapter_path: A model resource (`accounts/…/models/…`), or what else the service reads: Fireworks a `gs://`
+                path, the local service the path of a snapshot.
             timeout: Seconds each wait may take.
         """
         return self._model.submit("load_adapter", lambda model_id: load_adapter(model_id, adapter_path), timeout)
