@@ -122,7 +122,7 @@ def long_run(rows: Rows) -> list[Panel]:
     ]
 
 
-ONLY = {"sampling": ("--cell", "64 tokens, streamed", "--rounds", "3"), "batches": ("--rounds", "3")}
+ONLY = {"sampling": ("--cell", "64 tokens, streamed", "--rounds", "1"), "batches": ("--rounds", "1")}
 """What is enough for the curves."""
 SHEETS = {"sampling": sampling, "rollout_scale": rollouts, "batches": batches, "long_run": long_run}
 

@@ -344,8 +344,11 @@ def run_client(script: str, name: str, client: Client, url: str, settings: Setti
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measured(case: Case, options: argparse.Namespace, url: str) -> Iterator[dict[str, Any]]:
-    """A row for each client, cell and round; in turn, so that a busy minute of the machine hits all."""
+def measured(case: Case, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A row for each client, cell and round; in turn, so that a busy minute of the machine hits all.
+
+    Each has a server of its own: what one client has left there is nothing to the next.
+    """
     script = str(Path(sys.argv[0]).resolve())
     cells = [cell for cell in case.cells if (cell.is_short or not options.short) and options.cell in cell.name]
     for cell in cells:
@@ -356,7 +359,8 @@ def measured(case: Case, options: argparse.Namespace, url: str) -> Iterator[dict
                     continue
                 if options.short and number >= client.short_rounds:
                     continue
-                measures = run_client(script, name, client, url, settings)
+                with server() as url:
+                    measures = run_client(script, name, client, url, settings)
                 yield {"cell": cell.name, "client": name, "round": number, **measures}
 
 
@@ -423,10 +427,9 @@ def main(case: Case) -> None:
     options.rounds = options.rounds or (1 if options.tiny else 3 if options.short else case.rounds)
     where, rows = machine(), list[dict[str, Any]]()
     print(case.title, where.line(), sep="\n")
-    with server() as url:
-        for row in measured(case, options, url):
-            rows.append(row)
-            print(f"  {row['cell']}: {row['client']}", file=sys.stderr)
+    for row in measured(case, options):
+        rows.append(row)
+        print(f"  {row['cell']}: {row['client']}", file=sys.stderr)
     for cell in dict.fromkeys(row["cell"] for row in rows):
         show(cell, table(case.columns, [row for row in rows if row["cell"] == cell]))
     print(f"\nload average {os.getloadavg()[0]:.1f} after")
