@@ -20,7 +20,7 @@ check: $(VENV)/.dev
 docs: $(VENV)/.dev
 	$(BIN)/mkdocs build --strict --quiet
 
-# Measures for some minutes, and writes docs/benchmarks.md; the other SDKs have environments of their own.
+# Measures for some ten minutes, and writes docs/benchmarks.md; the other SDKs have environments of their own.
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/environments.py
 	$(BIN)/python benchmarks/bench.py

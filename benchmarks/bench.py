@@ -24,7 +24,7 @@ INTRODUCTION = """# Benchmarks
 
 What fwasync costs beside the other SDKs, and beside a client for one purpose that was written by hand (the floor): all
 against one server that does nothing, fast, each in a process of its own and in turn, in the same run. `make bench`
-measures all of it in a few minutes and writes this page; `benchmarks/README.md` says how.
+measures all of it in some ten minutes and writes this page; `benchmarks/README.md` says how.
 
 Ratios are what to look at: absolute figures move with the machine and its neighbours. Each figure is the median of the
 rounds, with the least and the largest in brackets; an asterisk marks a client that was cut off after a while. CPU is
