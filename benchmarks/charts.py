@@ -101,23 +101,19 @@ def drawn(panel: Panel, names: Sequence[str]) -> str:
 
 
 def style() -> str:
-    def hues(colours: Sequence[str]) -> str:
-        return "; ".join(f"--hue{number}: {colour}" for number, colour in enumerate(colours))
+    def colours(ink: str, soft: str, rule: str, hues: Sequence[str]) -> str:
+        lines = [f"text {{ fill: {soft} }} .title {{ fill: {ink} }} .grid {{ stroke: {rule} }}"]
+        lines += [f".hue{at} {{ stroke: {hue} }} .dot{at} {{ fill: {hue} }}" for at, hue in enumerate(hues)]
+        return "\n".join(lines)
 
-    lines = [
-        f"svg {{ --ink: #16191f; --soft: #5b6472; --rule: #d5dae1; {hues(HUES)} }}",
-        "@media (prefers-color-scheme: dark) "
-        f"{{ svg {{ --ink: #9aa4b2; --soft: #8a94a2; --rule: #4a515c; {hues(DARK_HUES)} }} }}",
-        "text { font: 12px system-ui, sans-serif; fill: var(--soft) }",
-        ".title { font-weight: 600; fill: var(--ink) }",
-        ".grid { stroke: var(--rule); stroke-width: 1 }",
-        "polyline { fill: none; stroke-width: 2.2; stroke-linejoin: round }",
-    ]
-    lines += [
-        f".hue{number} {{ stroke: var(--hue{number}) }} .dot{number} {{ fill: var(--hue{number}) }}"
-        for number in range(len(HUES))
-    ]
-    return "\n".join(lines)
+    return "\n".join(
+        [
+            "text { font: 12px system-ui, sans-serif } .title { font-weight: 600 } .grid { stroke-width: 1 }",
+            "polyline { fill: none; stroke-width: 2.2; stroke-linejoin: round }",
+            colours("#16191f", "#5b6472", "#d5dae1", HUES),
+            f"@media (prefers-color-scheme: dark) {{\n{colours('#9aa4b2', '#8a94a2', '#4a515c', DARK_HUES)}\n}}",
+        ]
+    )
 
 
 def sheet(panels: Sequence[Panel], columns: int = 2) -> str:
