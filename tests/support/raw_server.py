@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -103,6 +104,8 @@ async def raw_server(
     async def serve(stream: ByteStream) -> None:
         server.accepted += 1
         server.open += 1
+        # An answer in pieces goes out piece by piece, whether or not the one before is acknowledged.
+        stream.extra(SocketAttribute.raw_socket).setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             async with stream:
                 await handle(Peer(stream, server))

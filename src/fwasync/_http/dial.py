@@ -124,6 +124,8 @@ async def _open(address: _Address) -> socket.socket:
     opened = socket.socket(address[0], socket.SOCK_STREAM)
     try:
         opened.setblocking(False)
+        # What is written goes out at once: otherwise the end of a request waits until its beginning is acknowledged.
+        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         await asyncio.get_running_loop().sock_connect(opened, address[1])
     except BaseException:
         opened.close()

@@ -50,6 +50,15 @@ class TestReuse:
                 assert await get(http) == b"ok"
         assert (server.accepted, len(server.heads)) == (1, 10)
 
+    @pytest.mark.parametrize("tls", [False, True])
+    async def test_what_is_written_goes_out_at_once(self, tls: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("SSL_CERT_FILE", str(TLS / "cert.pem"))
+        async with raw_server(tls=tls) as server, Http(server.url, "key") as http:
+            await get(http)
+            (connection,) = pool_of(http)._open
+            with socket.socket(fileno=socket.dup(connection.fileno)) as ours:
+                assert ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
     async def test_as_many_connections_as_requests_in_flight_and_no_more(self) -> None:
         async with raw_server() as server, Http(server.url, "key") as http:
             for _ in range(5):
