@@ -356,6 +356,19 @@ async def test_questions_take_no_place_in_the_order(trainer: FakeTrainer) -> Non
     assert trainer.numbers() == [("optim_step", 1)]
 
 
+async def test_a_service_without_trainer_jobs_lists_a_models_checkpoints_by_path(trainer: FakeTrainer) -> None:
+    async with connected(trainer) as client:
+        kinds = ("training", "sampler")
+        listed = [
+            {"checkpoint_id": "a", "checkpoint_type": kind, "time": "", "tinker_path": f"tinker://m/{kind}/a"}
+            for kind in kinds
+        ]
+        trainer.next_time("list_checkpoints", lambda: answer(404, {"detail": "Not Found"}))
+        run = f"training_runs/{client.model_id}/checkpoints"
+        trainer.next_time(run, lambda: answer(200, {"checkpoints": listed}))
+        assert await client.list_checkpoints() == ["tinker://m/training/a"]
+
+
 async def test_parameters_that_json_cannot_say_are_refused(trainer: FakeTrainer) -> None:
     async with connected(trainer) as client:
         with pytest.raises(errors.UsageError, match="optim_step: learning_rate is nan"):
