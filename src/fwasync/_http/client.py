@@ -29,6 +29,7 @@ __all__ = ("Answer", "Body", "Http", "Streamed", "Unanswered", "service_url")
 
 _ATTEMPT_TIMEOUT_S = 60.0
 _JSON = "application/json"
+_LAST_PORT = 65_535  # the system's look-up takes a larger number for another port
 _SLOWEST_UPLOAD = 50_000  # bytes a second
 
 
@@ -94,15 +95,18 @@ def service_url(base_url: str) -> str:
     """
     try:
         url = httpx.URL(base_url)
-    except httpx.InvalidURL as error:
-        raise UsageError(f"base_url is not a URL: {error}") from None
-    if url.scheme not in ("http", "https") or not url.host:
+        is_good = url.scheme in ("http", "https") and bool(url.host) and (url.port or 0) <= _LAST_PORT
+    except (httpx.InvalidURL, UnicodeError):  # the latter of a host that is no name
+        url, is_good = httpx.URL(), False
+    if not is_good:
         raise UsageError(
             "base_url must look like https://host or http://127.0.0.1:8000, and what was given does not; was api_key "
             "given in its place?"
         )
     if url.userinfo:
         raise UsageError("base_url must not carry a user name or password; pass api_key instead")
+    if url.query or url.fragment:
+        raise UsageError("base_url must end with its path, without a query (?...) or a fragment (#...)")
     return base_url.rstrip("/").removesuffix("/api/v1").rstrip("/")
 
 

@@ -148,7 +148,22 @@ async def test_a_refused_poll_is_an_error() -> None:
     assert KEY not in str(e.value)
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "ftp://x", "http://", "", "http://user:pw@host", "http://[::1"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost:8000",
+        "ftp://x",
+        "http://",
+        "",
+        "http://user:pw@host",
+        "http://host:pw",
+        "http://host:65536",
+        "http://host/?key=pw",
+        "http://host/#pw",
+        "http://xn--",
+        "http://[::1",
+    ],
+)
 def test_malformed_urls_are_refused(url: str) -> None:
     with pytest.raises(errors.UsageError, match="base_url") as e:
         service_url(url)
@@ -171,6 +186,10 @@ class TestFirstContact:
     def test_missing_url(self) -> None:
         with pytest.raises(errors.UsageError, match="FWASYNC_BASE_URL"):
             AsyncServiceClient()
+
+    def test_what_is_no_url(self) -> None:
+        with pytest.raises(errors.UsageError, match="base_url"):
+            AsyncServiceClient("http://[::1", "key")
 
     def test_missing_key_names_where_it_may_stand(self) -> None:
         with pytest.raises(errors.UsageError, match=r"set FWASYNC_API_KEY$"):
