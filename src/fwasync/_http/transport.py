@@ -20,6 +20,7 @@ from fwasync._http.carrier import Carrier
 from fwasync._http.heads import Heads
 from fwasync._http.inflate import ACCEPTED
 from fwasync._http.pool import Pool
+from fwasync.errors import UsageError
 
 __all__ = ("Transport", "carrier_for", "default_transport", "proxy_for")
 
@@ -43,7 +44,7 @@ def carrier_for(
         safe: Makes the text of an error that may be shown.
 
     Raises:
-        UsageError: A header cannot be sent.
+        UsageError: A header cannot be sent, or the environment names a proxy of another kind than HTTP's.
     """
     url = httpx.URL(root)
     heads = Heads(url.netloc.decode("ascii"), url.raw_path.decode("ascii").rstrip("/"), {**headers, **_COMMON})
@@ -59,7 +60,11 @@ def carrier_for(
 
 
 def default_transport(base_url: str) -> Transport:
-    """A transport of httpx to one service. It opens nothing before its first request."""
+    """A transport of httpx to one service. It opens nothing before its first request.
+
+    Raises:
+        UsageError: The environment names a proxy of another kind than HTTP's.
+    """
     import aiohttp
     from httpx_aiohttp import AiohttpTransport
 
@@ -78,14 +83,24 @@ def default_transport(base_url: str) -> Transport:
 
 
 def proxy_for(url: httpx.URL) -> str | None:
-    """The proxy that the environment names for a URL, if it does."""
+    """The proxy that the environment names for a URL, if it does.
+
+    Raises:
+        UsageError: It is of another kind than HTTP's. The text does not show it: it may hold a password.
+    """
     if _is_loopback(url.host):
         return None
     proxies = urllib.request.getproxies()
     proxy = proxies.get(url.scheme) or proxies.get("all")
     if not proxy or urllib.request.proxy_bypass(url.host):
         return None
-    return proxy if "://" in proxy else f"http://{proxy}"
+    scheme, separator, _ = proxy.partition("://")
+    if separator and scheme.lower() not in _PORTS:
+        raise UsageError(
+            f"the environment names a proxy for {url.host} that is not spoken to, by {scheme[:20]!r}: name one that "
+            f"begins with http://, except the host in NO_PROXY, or pass a transport of your own"
+        )
+    return proxy if separator else f"http://{proxy}"
 
 
 def _is_loopback(host: str) -> bool:

@@ -131,6 +131,16 @@ async def test_failing_polls_never_spin_and_end_within_the_budget() -> None:
 
 
 @virtual_time
+async def test_a_payload_that_never_comes_is_not_waited_for_without_end() -> None:
+    http, seen = scripted(*[httpx.Response(200, json={"status": "complete_metadata"}) for _ in range(10_000)])
+    async with http:
+        with pytest.raises(errors.RetryBudgetExhaustedError, match="could not be asked for"):
+            await retrieve(http, "r", what="optim_step")
+    assert len(seen) < 150
+    assert anyio.current_time() <= 300
+
+
+@virtual_time
 async def test_polls_that_are_answered_at_once_do_not_spin() -> None:
     http, seen = scripted(*[httpx.Response(408, json={"type": "try_again"}) for _ in range(100_000)])
     async with http:
