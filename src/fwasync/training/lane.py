@@ -137,10 +137,9 @@ class Lane:
                 await current.admitted()
         finally:
             if not current.decided and current.state == "admitting":
-                error = SequenceBrokenError(
-                    f"{current.verb} was still being sent when its client was left; it may have taken effect"
-                )
-                current.fail(error, took_effect=None)
+                told = "had no effect" if current.harmless else "may have taken effect"
+                error = SequenceBrokenError(f"{current.verb} was still being sent when its client was left; it {told}")
+                current.fail(error, took_effect=False if current.harmless else None)
 
     # -- what an operation uses while it has its turn ------------------------------------------
 

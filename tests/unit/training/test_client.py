@@ -352,6 +352,21 @@ async def test_exit_does_not_wait_for_a_stuck_admission() -> None:
     assert first.took_effect is None
 
 
+@virtual_time
+async def test_a_custom_loss_that_is_left_before_its_backward_had_no_effect() -> None:
+    trainer = FakeTrainer()
+    trainer.hold("forward")
+    with pytest.raises(KeyError):
+        async with connected(trainer) as client:
+            custom = client.forward_backward_custom([datum()], lambda d, lp: (lp[0].sum(), {}))
+            await until(lambda: "forward" in [sent.path for sent in trainer.sent])
+            raise KeyError
+    assert custom.took_effect is False
+    with pytest.raises(errors.SequenceBrokenError, match="had no effect"):
+        await custom
+    assert trainer.applied == []
+
+
 async def test_nothing_runs_after_exit(trainer: FakeTrainer) -> None:
     before = asyncio.all_tasks()
     async with connected(trainer) as client:
