@@ -326,14 +326,14 @@ class AsyncDeploymentSampler:
 
     async def _pause(self, attempts: Attempts, failure: Answer | Unanswered, started: float) -> None:
         if isinstance(failure, Answer):
-            status, wanted, reached = failure.status, failure.retry_after_s, True
+            status, wanted = failure.status, failure.retry_after_s
         else:
-            status, wanted, reached = None, None, failure.connected
+            status, wanted = None, None
+        attempts.reached |= isinstance(failure, Answer) or failure.connected
         pause = attempts.pause(status, jitter=random.random(), retry_after_s=wanted)
         if pause is None:
-            raise self._http.given_up(
-                failure, "completions", attempts.failed, anyio.current_time() - started, reached=reached
-            )
+            took = anyio.current_time() - started
+            raise self._http.given_up(failure, "completions", attempts.failed, took, reached=attempts.reached)
         await anyio.sleep(pause)
 
     def _request_headers(self) -> dict[str, str]:
