@@ -438,7 +438,7 @@ async def test_seven_attempts_and_no_more() -> None:
             await client.sample_with_prompt_tokens(PROMPT)
     client, _ = sampler(httpx.Response(503), httpx.ConnectError("refused"))
     async with client:
-        with pytest.raises(errors.RetryBudgetExhaustedError, match="no answer .* after 7 attempts"):
+        with pytest.raises(errors.RetryBudgetExhaustedError, match=r"no answer .* after 7 attempts"):
             await client.sample_with_prompt_tokens(PROMPT)
 
 
