@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -122,3 +123,17 @@ async def test_certificates_are_checked_against_what_the_environment_trusts(monk
         monkeypatch.setenv("SSL_CERT_FILE", str(TLS / "cert.pem"))
         async with Http(server.url, "key") as http:
             assert (await http.attempt("GET", "x")).body == b"ok"
+
+
+@pytest.mark.parametrize("content", [None, "no certificate"])
+def test_certificates_that_cannot_be_read(
+    no_proxy_environment: pytest.MonkeyPatch, tmp_path: Path, content: str | None
+) -> None:
+    path = tmp_path / "certificates.pem"
+    if content is not None:
+        path.write_text(content)
+    no_proxy_environment.setenv("SSL_CERT_FILE", str(path))
+    with pytest.raises(UsageError, match=r"SSL_CERT_FILE is .*certificates\.pem"):
+        Http("https://trainer.test", "key")
+    with pytest.raises(UsageError, match="SSL_CERT_FILE"):
+        default_transport("https://trainer.test")
