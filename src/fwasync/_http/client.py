@@ -142,7 +142,7 @@ class Http:
         }
         if bearer:
             headers["authorization"] = f"Bearer {api_key}"
-        self._carrier = carrier_for(self.base_url + prefix, headers, transport, self._safe)
+        self._carrier = carrier_for(self.base_url + prefix, headers, transport, self.safe)
 
     def __repr__(self) -> str:
         return f"<Http {self.base_url}>"
@@ -155,6 +155,11 @@ class Http:
     ) -> None:
         with anyio.CancelScope(shield=True):  # closing sockets takes no waiting, and must happen
             await self._carrier.aclose()
+
+    def safe(self, said: object) -> str:
+        """What an error or the service says, without the key."""
+        text = str(said) or type(said).__name__
+        return text.replace(self._secret, "***") if self._secret else text
 
     def error_text(self, answer: Answer) -> str:
         """What the body of a refusal says, safe to show."""
@@ -307,10 +312,6 @@ class Http:
                 "Check base_url, and that the service is running."
             )
         return RetryBudgetExhaustedError(f"{path}: no answer from {self.base_url} ({failure}; {tried})")
-
-    def _safe(self, error: Exception) -> str:
-        text = str(error) or type(error).__name__
-        return text.replace(self._secret, "***") if self._secret else text
 
 
 def _headers(accept: str, content_type: str, more: Mapping[str, str] | None) -> dict[str, str]:

@@ -250,3 +250,17 @@ class TestFirstContact:
                 pass
         assert KEY not in str(e.value)
         assert KEY not in repr(AsyncServiceClient("http://service.test", KEY))
+
+    async def test_what_the_service_has_to_say_is_logged(self, caplog: pytest.LogCaptureFixture) -> None:
+        def handle(request: httpx.Request) -> httpx.Response:
+            said = {"info_message": "hello", "warning_message": f"{KEY} ends soon", "error_message": None}
+            return httpx.Response(200, json={"session_id": "s", **said})
+
+        with caplog.at_level("INFO", "fwasync.session"):
+            async with AsyncServiceClient("http://service.test", KEY, transport=httpx.MockTransport(handle)):
+                pass
+        records = [record for record in caplog.records if record.name == "fwasync.session"]
+        assert [(record.levelname, record.getMessage()) for record in records] == [
+            ("INFO", "the service says: hello"),
+            ("WARNING", "the service says: *** ends soon"),
+        ]
