@@ -7,6 +7,7 @@ before they get here.
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import secrets
 import time
@@ -26,6 +27,8 @@ from fwasync._version import __version__
 from fwasync.errors import RetryBudgetExhaustedError, ServiceUnreachableError, UsageError
 
 __all__ = ("Answer", "Body", "Http", "Streamed", "Unanswered", "service_url")
+
+logger = logging.getLogger("fwasync.http")
 
 _ATTEMPT_TIMEOUT_S = 60.0
 _JSON = "application/json"
@@ -290,6 +293,8 @@ class Http:
             )
             if delay is None:
                 raise self.given_up(failure, path, attempt, clock() - started, reached=reached)
+            said = f"status {failure.status}" if isinstance(failure, Answer) else failure
+            logger.info("%s: attempt %d failed (%s); again in %.1f s", path, attempt, said, delay)
             await anyio.sleep(delay)
 
     def refusal(self, answer: Answer, path: str) -> Exception:

@@ -34,7 +34,10 @@ def scripted(*steps: Step) -> tuple[Http, list[httpx.Request]]:
 
 
 @virtual_time
-async def test_a_call_is_repeated_with_the_same_body_and_key_until_it_is_answered() -> None:
+async def test_a_call_is_repeated_with_the_same_body_and_key_until_it_is_answered(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "fwasync.http")
     http, seen = scripted(
         httpx.ReadError("reset"),
         httpx.Response(503),
@@ -49,6 +52,12 @@ async def test_a_call_is_repeated_with_the_same_body_and_key_until_it_is_answere
     assert {str(request.url) for request in seen} == {"http://service.test/base/api/v1/optim_step"}
     assert seen[0].headers["x-api-key"] == KEY
     assert seen[0].headers["content-type"] == "application/json"
+    told = [record.getMessage().partition(";")[0] for record in caplog.records if record.name == "fwasync.http"]
+    assert told == [
+        "optim_step: attempt 1 failed (reset)",
+        "optim_step: attempt 2 failed (status 503)",
+        "optim_step: attempt 3 failed (status 429)",
+    ]
 
 
 @virtual_time
