@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Generator
 from typing import Any, Generic, TypeVar
 
@@ -62,12 +63,12 @@ class APIFuture(Generic[T]):
         if operation.decided:
             return await operation.wait()
         limit: float | None = operation.timeout if timeout is _UNSET else timeout
-        started = anyio.current_time()
+        started = _now()
         with anyio.move_on_after(limit) as scope:
             return await operation.wait()
         assert scope.cancelled_caught
         raise OperationTimeoutError(
-            f"{operation.verb} has no result after {anyio.current_time() - started:.1f} s: {self._story()}",
+            f"{operation.verb} has no result after {_now() - started:.1f} s: {self._story()}",
             future=self,
             request_id=self.request_id,
         )
@@ -100,7 +101,7 @@ class APIFuture(Generic[T]):
         parts = [operation.state]
         if self.request_id is not None:
             parts.append(f"request {self.request_id}")
-        parts.append(f"{anyio.current_time() - operation.created:.1f} s old")
+        parts.append(f"{_now() - operation.created:.1f} s old")
         if operation.queue_state is not None:
             parts.append(f"the service says: {operation.queue_state}")
         if operation.state == "admitted":
@@ -110,3 +111,7 @@ class APIFuture(Generic[T]):
     def __repr__(self) -> str:
         request = "" if self.request_id is None else f" request_id={self.request_id}"
         return f"<APIFuture {self._operation.verb} {self._operation.state} took_effect={self.took_effect}{request}>"
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
