@@ -240,12 +240,12 @@ class Http:
         retry: RetryPolicy | None = None,
         headers: Mapping[str, str] | None = None,
         timeout: float = _ATTEMPT_TIMEOUT_S,
-        on_failure: Callable[[Answer | Unanswered, int], None] | None = None,
+        on_failure: Callable[[int | None, int], None] | None = None,
     ) -> bytes:
         """Send a request until it is answered for good: the body of a success, or an error.
 
         All attempts carry one idempotency key. `retry` is that of the object unless it is given. `on_failure` is told
-        of each attempt that is to be repeated what came of it, and how many there were before.
+        the status (`None` for no answer) of each attempt that is to be repeated, and how many there were before.
 
         Raises:
             ServiceError: A refusal; its class tells which.
@@ -284,7 +284,7 @@ class Http:
                     raise self.refusal(failure, path)
                 reached, wanted = True, failure.retry_after_s
             if on_failure is not None:
-                on_failure(failure, attempt - 1)
+                on_failure(failure.status if isinstance(failure, Answer) else None, attempt - 1)
             delay = retry.delay(
                 attempt,
                 elapsed_s=clock() - started,

@@ -218,8 +218,7 @@ class AsyncSamplingClient:
             return _response(sample, submitted)
         raise AssertionError("unreachable: the last resubmission returns or raises")
 
-    def _refused(self, failure: Answer | Unanswered, before: int) -> None:
-        status = failure.status if isinstance(failure, Answer) else None
+    def _refused(self, status: int | None, before: int) -> None:
         self.concurrency.observe(Observation(status, retry=before))
 
     async def _tell_abandoned(self) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 
 import anyio
 
-from fwasync._http.client import Answer, Unanswered
+from fwasync._http.client import Answer
 from fwasync._http.reading import read
 from fwasync._http.retrieve import retrieve
 from fwasync._http.session import Session
@@ -42,7 +42,7 @@ __all__ = ("Lane",)
 _GONE = (404, 410)
 _TOO_MANY = 429
 # Refusals before anything looks at the number: of an earlier attempt that may have got further they say nothing.
-_AT_THE_DOOR = (*_GONE, 401, 403, _TOO_MANY)
+_AT_THE_DOOR = (401, 403, _TOO_MANY)
 _PARTS_AT_A_TIME = 8
 _NAMING = ("save_weights", "save_weights_for_sampler")
 
@@ -246,9 +246,8 @@ class Lane:
         http = self._session.http
         return await http.call("POST", path, body, content_type=content_type, on_failure=self._note_failure)
 
-    def _note_failure(self, failure: Answer | Unanswered, _before: int) -> None:
-        acted = failure.connected if isinstance(failure, Unanswered) else failure.status != _TOO_MANY
-        self._attempt_in_doubt |= acted
+    def _note_failure(self, status: int | None, _before: int) -> None:
+        self._attempt_in_doubt |= status != _TOO_MANY
 
     async def fetch(
         self,
