@@ -23,7 +23,7 @@ import anyio
 import anyio.to_thread
 
 from fwasync import AsyncDeploymentSampler, AsyncFireworksClient, AsyncServiceClient, RetryPolicy, __version__
-from fwasync._http.client import Http
+from fwasync._http.client import Http, service_url
 from fwasync._http.credentials import find_key, find_url
 from fwasync._wire.codec import JSON, PROTOBUF
 from fwasync.cli.failures import CommandError
@@ -137,7 +137,7 @@ async def _service(findings: _Findings, patient: Patient, url: str) -> None:
     async def look_for_key() -> str:
         nonlocal key
         key = find_key(url, patient.api_key, os.environ)
-        return f"found, for {url}"
+        return f"found, for {service_url(url)}"
 
     if not await findings.look("key", look_for_key):
         return

@@ -74,7 +74,7 @@ class AsyncTrainingClient:
     Leaving the block normally waits for everything that was submitted, and raises the failure of an operation
     that nobody awaited (an `ExceptionGroup` if there are several). Leaving it by an exception or a
     cancellation withdraws what is queued, gives the request in flight a second to be acknowledged, and
-    closes.
+    closes. A loss function that runs in a thread is waited for: nobody can end it from outside.
     """
 
     def __init__(self, session: Session, spec: ModelSpec) -> None:
