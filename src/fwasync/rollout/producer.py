@@ -9,6 +9,7 @@ Invariants
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 from collections import deque
@@ -165,7 +166,7 @@ class RolloutProducer(Generic[RowT]):
     def fail(self, error: Exception) -> None:
         """End all rollouts for this reason; the first one counts."""
         if self.failure is None:
-            self.failure = error
+            self.failure = _raisable(error)
             for row in self._in_flight.values():
                 for running in row.running.values():
                     running.scope.cancel()
@@ -319,7 +320,12 @@ class RolloutProducer(Generic[RowT]):
         self.observe()
 
     async def _run(self, row: _Row[RowT], running: Running) -> None:
-        ending = await self._runner.run(row.index, row.row, row.attempt, running)
+        try:
+            ending = await self._runner.run(row.index, row.row, row.attempt, running)
+        finally:
+            self.concurrency.in_flight -= 1
+            del row.running[running.number]
+            self.observe()
         if not self._is_live:
             return
         cause = ending.cause
@@ -327,31 +333,30 @@ class RolloutProducer(Generic[RowT]):
             self._breaker.succeeded()
         elif row.assembly.given_up:
             cause = "sibling"
-        elif ending.error is not None:
-            self._failed(row.index, running.number, ending.error)
+        elif ending.error is not None and not self._is_bad_luck(row.index, running.number, ending.error):
+            return
+        if cause is not None:
+            self.telemetry.drops[cause] += 1
         if self._is_live:
-            self._ended(row, running, ending.rollout, cause)
+            self._ended(row, running, ending.rollout)
 
-    def _failed(self, index: int, number: int, error: Exception) -> None:
-        """What a rollout raised is bad luck, once too often perhaps, or the end of the run."""
+    def _is_bad_luck(self, index: int, number: int, error: Exception) -> bool:
+        """Whether what a rollout raised is bad luck, once too often perhaps; anything else is the end of the run."""
         error.add_note(f"raised by rollout {number} of row {index}")
         if not is_recoverable(error):
             self.fail(error)
-            return
+            return False
         logger.warning("rollout %d of row %d is lost: %r", number, index, error)
         reason = self._breaker.failed()
         if reason is not None:
             tripped = CircuitBreakerTrippedError(f"{reason}, the last with {type(error).__name__}: {error}")
             tripped.__cause__ = error
             self.fail(tripped)
+        return True
 
     # -- rows out ------------------------------------------------------------------------------------
 
-    def _ended(self, row: _Row[RowT], running: Running, rollout: Rollout | None, cause: str | None) -> None:
-        if cause is not None:
-            self.telemetry.drops[cause] += 1
-        self.concurrency.in_flight -= 1
-        del row.running[running.number]
+    def _ended(self, row: _Row[RowT], running: Running, rollout: Rollout | None) -> None:
         if rollout is not None:
             row.spans.append(running.span)
         verdict = row.assembly.ended(running.number, rollout)
@@ -378,7 +383,7 @@ class RolloutProducer(Generic[RowT]):
             if len(advantages) != len(rollouts):
                 raise UsageError(f"there are {len(advantages)} advantages for a group of {len(rollouts)} rollouts")
             group = RolloutGroup(row.row, row.index, row.version, rollouts, advantages)
-            keep = all(map(math.isfinite, advantages)) and (self._keep is None or self._keep(group))
+            keep = all(map(math.isfinite, advantages)) and (self._keep is None or _plainly(self._keep(group)))
         except Exception as error:
             error.add_note(f"raised for the group of row {row.index}")
             self.fail(error)
@@ -413,6 +418,24 @@ class RolloutProducer(Generic[RowT]):
             if not self.batches or self.batches[-1].version != chunk.batch:
                 self.batches.append(RolloutBatch(chunk.batch, self._owner))
             self.batches[-1].add(chunk.groups, completes=chunk.completes)
+
+
+def _plainly(verdict: bool) -> bool:
+    if inspect.iscoroutine(verdict):  # which is true, whatever it would return
+        verdict.close()
+        raise UsageError("keep is an async function; it must be a plain one, and return at once")
+    return verdict
+
+
+def _raisable(error: Exception) -> Exception:
+    """The error, unless it would end an `async for` as if the data had ended."""
+    if not isinstance(error, StopIteration | StopAsyncIteration):
+        return error
+    raisable = UsageError(f"{type(error).__name__} was raised where it means nothing: an iterator had no more items")
+    raisable.__cause__ = error
+    for note in getattr(error, "__notes__", ()):
+        raisable.add_note(note)
+    return raisable
 
 
 def _window(fixed: int | None, controller: WindowedConcurrency | None) -> Callable[[], int] | None:

@@ -1,7 +1,8 @@
 """Runs one rollout, and says how it ended.
 
 A rollout ends in one of four ways: with a `Rollout`, with `None`, with an exception, or cancelled: by its deadline, by
-whoever gave its group up, or by the end of the run. Only the last is passed on.
+whoever gave its group up, or by the end of the run. Only the last is passed on. A `SystemExit`, as a tool that
+parses a command line raises it, is a fault of the rollout like any other: it does not end the program.
 """
 
 from __future__ import annotations
@@ -111,12 +112,14 @@ class RolloutRunner(Generic[RowT]):
                 return Ending(rollout, "None" if rollout is None else None)
         except Exception as error:
             return Ending(None, type(error).__name__, error)
+        except SystemExit as error:
+            return _at_fault(
+                f"a rollout raised SystemExit({error.code!r}): what it calls wants to end the program", error
+            )
         except anyio.get_cancelled_exc_class() as error:
-            if _is_cancelled_from_outside():
+            if anyio.current_effective_deadline() == -math.inf:  # a scope of the run's, not the task itself
                 raise
-            failure = UsageError("a rollout raised a cancellation that nobody had asked for")
-            failure.__cause__ = error
-            return Ending(None, type(failure).__name__, failure)
+            return _at_fault("a rollout raised a cancellation that nobody had asked for", error)
         finally:
             used.release()
         late = RolloutTimeoutError(f"it had not ended after {self._settings.rollout_timeout} s; it was {running.doing}")
@@ -154,7 +157,7 @@ class RolloutRunner(Generic[RowT]):
             return rollout
 
 
-def _is_cancelled_from_outside() -> bool:
-    """Whether somebody cancelled this task, rather than its own code having raised a cancellation."""
-    task = asyncio.current_task()
-    return anyio.current_effective_deadline() == -math.inf or (task is not None and task.cancelling() > 0)
+def _at_fault(what: str, cause: BaseException) -> Ending:
+    failure = UsageError(what)
+    failure.__cause__ = cause
+    return Ending(None, type(failure).__name__, failure)

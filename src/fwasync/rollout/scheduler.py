@@ -102,6 +102,7 @@ class AsyncRolloutScheduler(Generic[RowT]):
         self._queued_s: list[float] = []
         self._body = anyio.CancelScope()
         self._waits = False
+        self._was_entered = False
         self._is_open = False
         self._batch_began_ns = 0
         self._worst_lag = 0.0
@@ -121,6 +122,9 @@ class AsyncRolloutScheduler(Generic[RowT]):
     # -- life ----------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
+        if self._was_entered:
+            raise UsageError("a scheduler is entered once; create another one, with `state` to go on")
+        self._was_entered = True
         await self._producer.open(self._sampler)
         self._is_open = True
         self._producer.start(self._watch)

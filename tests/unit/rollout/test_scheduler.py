@@ -276,7 +276,13 @@ async def test_a_bug_ends_the_run_with_its_own_error() -> None:
 
 @pytest.mark.parametrize(
     ("rollout_result", "error"),
-    [("text", TypeError), (asyncio.CancelledError(), errors.UsageError), (ValueError("no"), ValueError)],
+    [
+        ("text", TypeError),
+        (asyncio.CancelledError(), errors.UsageError),
+        (ValueError("no"), ValueError),
+        (SystemExit(2), errors.UsageError),
+        (StopAsyncIteration(), errors.UsageError),
+    ],
 )
 def test_what_a_rollout_must_not_do(rollout_result: Any, error: type[Exception]) -> None:
     @virtual_time
@@ -292,6 +298,48 @@ def test_what_a_rollout_must_not_do(rollout_result: Any, error: type[Exception])
                 await train(scheduler)
 
     run()
+
+
+@virtual_time
+async def test_a_rollout_that_cancels_its_own_task_is_told_of() -> None:
+    async def rollout(row: int, ctx: RolloutContext) -> Rollout:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await anyio.sleep(1)
+        return made(ctx)
+
+    async with AsyncRolloutScheduler(range(4), rollout, settings(), sampler=object()) as scheduler:
+        with pytest.raises(errors.UsageError, match="nobody had asked for"):
+            await train(scheduler)
+
+
+@virtual_time
+async def test_when_a_run_has_failed_nothing_is_in_flight_and_every_loss_is_counted() -> None:
+    async def rollout(row: int, ctx: RolloutContext) -> Rollout:
+        await anyio.sleep(ctx.rollout_index)
+        raise ConnectionError("down")
+
+    limits = settings(group_size=8)
+    async with AsyncRolloutScheduler(range(4), rollout, limits, sampler=object()) as scheduler:
+        with pytest.raises(errors.CircuitBreakerTrippedError, match="5 rollouts in a row"):
+            await train(scheduler)
+        await anyio.sleep(0.1)
+        statistics = scheduler.statistics()
+    assert statistics.drops == {"ConnectionError": 5}
+    assert (statistics.in_flight, statistics.oldest_s) == (0, 0)
+    assert statistics.account.submitted == statistics.account.in_flight == 2, "which are not settled"
+
+
+@virtual_time
+async def test_an_async_filter_is_refused_rather_than_taken_for_yes() -> None:
+    async def keep(group: object) -> bool:
+        return False
+
+    wrong: Any = keep
+    async with AsyncRolloutScheduler(range(4), second, settings(), sampler=object(), keep=wrong) as scheduler:
+        with pytest.raises(errors.UsageError, match="plain"):
+            await train(scheduler)
 
 
 @virtual_time
@@ -364,6 +412,26 @@ async def test_a_source_without_rows_is_a_run_without_batches() -> None:
         assert await train(scheduler) == []
         with pytest.raises(StopAsyncIteration):
             await anext(scheduler)
+
+
+@virtual_time
+async def test_a_source_that_is_not_at_its_end_is_closed_before_the_run_is_left() -> None:
+    is_closed = False
+
+    async def rows() -> AsyncGenerator[int]:
+        nonlocal is_closed
+        try:
+            for number in range(100):
+                yield number
+        finally:
+            await anyio.sleep(1)
+            is_closed = True
+
+    source = rows()
+    async with AsyncRolloutScheduler(source, second, settings(), sampler=object()) as scheduler:
+        await train(scheduler, batches=1)
+        assert not is_closed
+    assert is_closed
 
 
 @virtual_time
@@ -465,6 +533,16 @@ async def test_a_scheduler_whose_sampler_cannot_be_entered_does_not_open() -> No
     with pytest.raises(ConnectionError, match="no sampler here"):
         async with scheduler:
             pytest.fail("not reached")
+
+
+@virtual_time
+async def test_a_scheduler_is_entered_once() -> None:
+    async with AsyncRolloutScheduler(range(2), second, settings(), sampler=object()) as scheduler:
+        with pytest.raises(errors.UsageError, match="entered once"):
+            await scheduler.__aenter__()
+        assert len(await train(scheduler)) == 1
+    with pytest.raises(errors.UsageError, match="entered once"):
+        await scheduler.__aenter__()
 
 
 @virtual_time
