@@ -25,7 +25,16 @@ from fwasync.errors import (
 from fwasync.recipes import async_rl
 from fwasync.recipes.groups import TakenRow
 from fwasync.recipes.trainers import Where
-from fwasync.testing import AsyncScriptedService, FailHotLoad, Fault, FaultPlan, Preempt, Status, local_service
+from fwasync.testing import (
+    AsyncScriptedService,
+    FailHotLoad,
+    Fault,
+    FaultPlan,
+    Preempt,
+    SlowFuture,
+    Status,
+    local_service,
+)
 from service.control_client import BASE, SHAPE
 from service.endless import endless
 from service.test_recipe_async_rl import settings, trained_rows
@@ -244,6 +253,24 @@ async def test_the_watchdog_may_only_warn(tmp_path: Path, caplog: pytest.LogCapt
         async with local_service() as local:
             result = await async_rl.train(config, rollout=rollout, where=Where(local.base_url, local.api_key))
     assert "no rollout, row, batch or publication has moved" in caplog.text
+    is_accounted_for(tmp_path, result)
+
+
+async def test_a_trainer_that_does_not_answer_is_named_with_its_request(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def release(local: AsyncScriptedService) -> None:
+        with anyio.fail_after(120):
+            while "the policy has no result of forward_backward: admitted, request " not in caplog.text:
+                await anyio.sleep(0.05)
+        await local.release()
+
+    config = settings(tmp_path, trajectory_dir=tmp_path / "answers", stall_timeout=0.5, on_stall="warn")
+    withheld = FaultPlan([Fault(SlowFuture(), "forward_backward", nth=2)])
+    with caplog.at_level(logging.WARNING):
+        async with local_service(faults=withheld) as local, anyio.create_task_group() as tasks:
+            tasks.start_soon(release, local)
+            result = await async_rl.train(config, reward=reward, where=Where(local.base_url, local.api_key))
     is_accounted_for(tmp_path, result)
 
 

@@ -30,7 +30,7 @@ from fwasync import AsyncRewardPool, AsyncRolloutScheduler
 from fwasync.checkpoints.ledger import CheckpointEntry
 from fwasync.data.chat import ChatTokenizer
 from fwasync.data.prompts import PromptRow
-from fwasync.errors import FwasyncError, UsageError
+from fwasync.errors import FwasyncError, RolloutStalledError, UsageError
 from fwasync.recipes.async_config import Config
 from fwasync.recipes.batches import Batches
 from fwasync.recipes.callbacks import StepCallback, called
@@ -221,7 +221,7 @@ class _Training:
             keep=self._is_kept,
             concurrency=session.served.concurrency if config.concurrency.mode else None,
             state=self.state,
-            on_stall=self._warn if config.on_stall == "warn" else None,
+            on_stall=self._stalled,
         )
         self.is_over = self.number >= self.total
         try:
@@ -346,9 +346,20 @@ class _Training:
                 self.waiting.cancel()
             await anyio.sleep(_LOOK_S)
 
-    def _warn(self, report: StallReport) -> None:
-        logger.warning("%s\n%s", report, report.tasks)
-        self.run.message(str(report))
+    def _stalled(self, report: StallReport) -> None:
+        trainers = self.session.trainers
+        clients = {"policy": trainers.policy, "reference": trainers.reference}
+        unfinished = [
+            f"the {role} has no result of {operation}"
+            for role, client in clients.items()
+            if client is not None
+            for operation in client.statistics().unfinished
+        ]
+        told = "\n  ".join([str(report), *unfinished])
+        if self.config.on_stall == "stop":
+            raise RolloutStalledError(told, tasks=report.tasks)
+        logger.warning("%s\n%s", told, report.tasks)
+        self.run.message(told)
 
     async def _say_how_to_go_on(self, error: Exception) -> None:
         """Save what is not saved, if the trainer is there, and add to the error from where the run can go on.

@@ -7,7 +7,7 @@ Invariants
     * No process, nor any that a reward function started, is left after the `async with`, however it is left.
 
 A process is not a sandbox: it keeps code that hangs, leaks or crashes away from the training loop, and lets it do
-whatever its user may do.
+whatever its user may do, such as starting a daemon, which no longer belongs to it.
 
 Why not `anyio.to_process`, which can kill a call too: its processes stay until the event loop ends, what they started
 survives them, and a call that loops for ever survives the death of its parent.

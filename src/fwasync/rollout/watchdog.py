@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import CodeType
+from types import FrameType
 from typing import Any
 
 import anyio
@@ -61,6 +62,7 @@ class StallReport:
         statistics: The run at this moment.
         rollouts: What is in flight, the longest silent first.
         source_s: For how long the source has been asked for its next row; `None` if it is not being asked.
+        trainer_at: The innermost line of the caller's that waits, where that is known.
         tasks: The stacks of all tasks of the loop.
     """
 
@@ -68,6 +70,7 @@ class StallReport:
     statistics: RolloutStatistics
     rollouts: Sequence[RunningRollout]
     source_s: float | None
+    trainer_at: str
     tasks: str = field(repr=False)
 
     def __str__(self) -> str:
@@ -75,7 +78,8 @@ class StallReport:
         concurrency = "unlimited" if now.capacity.concurrency is None else now.capacity.concurrency
         lines = [
             f"no rollout, row, batch or publication has moved for {self.stalled_s:.1f} s",
-            f"the trainer is {now.trainer} since {now.trainer_s:.1f} s, version {now.version} is published",
+            f"the trainer is {now.trainer} since {now.trainer_s:.1f} s at {self.trainer_at or 'an unknown place'}, "
+            f"version {now.version} is published",
             f"rows: {now.account.in_flight} in flight, {now.account.waiting} kept and not published; room for "
             f"{now.capacity.staleness} samples by staleness, {concurrency} by concurrency",
         ]
@@ -94,18 +98,11 @@ def waiting_at(task: asyncio.Task[Any] | None) -> str:
 
     Those of asyncio and anyio are left out: that somebody sleeps or waits for an event says nothing.
     """
-    inner: Any = None if task is None or task.done() else task.get_coro()
     place = ""
-    while inner is not None:
-        frame = getattr(inner, "cr_frame", None) or getattr(inner, "gi_frame", None) or getattr(inner, "ag_frame", None)
-        if frame is None:
-            break
-        code: CodeType = frame.f_code
+    for frame in _frames(task):
+        code = frame.f_code
         if not code.co_filename.startswith(_PLUMBING):
             place = f"{code.co_filename}:{frame.f_lineno} in {code.co_qualname}"
-        inner = (
-            getattr(inner, "cr_await", None) or getattr(inner, "gi_yieldfrom", None) or getattr(inner, "ag_await", None)
-        )
     return place
 
 
@@ -114,5 +111,19 @@ def dump_tasks() -> str:
     text = io.StringIO()
     for task in sorted(asyncio.all_tasks(), key=lambda task: task.get_name()):
         print(f"{task.get_name()}: {waiting_at(task)}", file=text)
-        task.print_stack(limit=8, file=text)
+        for frame in _frames(task):
+            traceback.print_stack(frame, limit=1, file=text)
     return text.getvalue()
+
+
+def _frames(task: asyncio.Task[Any] | None) -> Iterator[FrameType]:
+    """The frames of the coroutines that a task waits in, from the outermost; asyncio itself tells of the first only."""
+    inner: Any = None if task is None or task.done() else task.get_coro()
+    while inner is not None:
+        frame = getattr(inner, "cr_frame", None) or getattr(inner, "gi_frame", None) or getattr(inner, "ag_frame", None)
+        if frame is None:
+            break
+        yield frame
+        inner = (
+            getattr(inner, "cr_await", None) or getattr(inner, "gi_yieldfrom", None) or getattr(inner, "ag_await", None)
+        )

@@ -53,15 +53,17 @@ async def test_a_stuck_rollout_ends_the_run_with_its_name_and_its_place() -> Non
 @virtual_time
 async def test_a_stuck_trainer_is_told_from_a_stuck_rollout_and_is_ended_where_it_waits() -> None:
     ended = False
-    with pytest.raises(RolloutStalledError, match="the trainer is training since 600"):
+    with pytest.raises(RolloutStalledError, match="the trainer is training since 600") as caught:
         async with AsyncRolloutScheduler(range(2), stuck_never, settings(**PATIENT), sampler=object()) as scheduler:
             async for batch in scheduler:
                 await batch.collect()
                 try:
-                    await anyio.sleep_forever()
+                    await a_tool_that_never_answers()
                 finally:
                     ended = True
     assert ended
+    assert "in a_tool_that_never_answers, version 0 is published" in str(caught.value)
+    assert caught.value.tasks.count("await a_tool_that_never_answers()") == 1, "all of a task's frames are told"
     assert len(asyncio.all_tasks()) == 1
 
 
