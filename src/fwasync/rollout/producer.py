@@ -20,7 +20,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import anyio
 
 from fwasync._background import Background
-from fwasync.errors import CircuitBreakerTrippedError, RolloutStalledError, UsageError
+from fwasync.errors import CircuitBreakerTrippedError, RecoverableRolloutError, RolloutStalledError, UsageError
 from fwasync.rollout.assembly import GroupAssembly
 from fwasync.rollout.batch import BatchOwner, RolloutBatch
 from fwasync.rollout.bell import Bell
@@ -347,7 +347,8 @@ class RolloutProducer(Generic[RowT]):
             self.fail(error)
             return False
         logger.warning("rollout %d of row %d is lost: %r", number, index, error)
-        reason = self._breaker.failed()
+        is_known = isinstance(error, RecoverableRolloutError) and error.repeated
+        reason = None if is_known else self._breaker.failed()
         if reason is not None:
             tripped = CircuitBreakerTrippedError(f"{reason}, the last with {type(error).__name__}: {error}")
             tripped.__cause__ = error

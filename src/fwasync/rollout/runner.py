@@ -23,7 +23,7 @@ from fwasync.rollout.settings import RolloutSettings
 from fwasync.rollout.tracing import Tracing
 from fwasync.rollout.trajectory import Rollout
 
-__all__ = ("Ending", "RolloutExecutor", "RolloutFunction", "RolloutRunner", "Running")
+__all__ = ("Ending", "RolloutExecutor", "RolloutFunction", "RolloutRunner", "Running", "wants_to_exit")
 
 RowT = TypeVar("RowT")
 
@@ -113,13 +113,11 @@ class RolloutRunner(Generic[RowT]):
         except Exception as error:
             return Ending(None, type(error).__name__, error)
         except SystemExit as error:
-            return _at_fault(
-                f"a rollout raised SystemExit({error.code!r}): what it calls wants to end the program", error
-            )
+            return _at_fault(wants_to_exit(error), error)
         except anyio.get_cancelled_exc_class() as error:
             if anyio.current_effective_deadline() == -math.inf:  # a scope of the run's, not the task itself
                 raise
-            return _at_fault("a rollout raised a cancellation that nobody had asked for", error)
+            return _at_fault(UsageError("a rollout raised a cancellation that nobody had asked for"), error)
         finally:
             used.release()
         late = RolloutTimeoutError(f"it had not ended after {self._settings.rollout_timeout} s; it was {running.doing}")
@@ -157,7 +155,11 @@ class RolloutRunner(Generic[RowT]):
             return rollout
 
 
-def _at_fault(what: str, cause: BaseException) -> Ending:
-    failure = UsageError(what)
+def wants_to_exit(error: SystemExit) -> UsageError:
+    """What a rollout has failed with that raised it."""
+    return UsageError(f"a rollout raised SystemExit({error.code!r}): what it calls wants to end the program")
+
+
+def _at_fault(failure: UsageError, cause: BaseException) -> Ending:
     failure.__cause__ = cause
     return Ending(None, type(failure).__name__, failure)

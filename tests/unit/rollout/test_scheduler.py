@@ -359,6 +359,22 @@ async def test_the_breaker_ends_the_run() -> None:
 
 
 @virtual_time
+async def test_the_breaker_counts_what_ends_many_rollouts_once() -> None:
+    async def rollout(row: int, ctx: RolloutContext) -> Rollout:
+        await anyio.sleep(1)
+        if ctx.attempt == 0:
+            raise errors.RecoverableRolloutError("the machine is lost", repeated=ctx.rollout_index > 0)
+        return made(ctx)
+
+    limits = settings(group_size=8, max_group_retries=1)
+    async with AsyncRolloutScheduler(range(2), rollout, limits, sampler=object()) as scheduler:
+        batches = await train(scheduler)
+        drops = scheduler.statistics().drops
+    assert [rows_of(batch) for batch in batches] == [[0, 1]]
+    assert drops == {"RecoverableRolloutError": 14, "sibling": 2}
+
+
+@virtual_time
 async def test_an_error_of_later_rows_lets_the_batch_in_hand_be_published() -> None:
     async def rollout(row: int, ctx: RolloutContext) -> Rollout:
         await anyio.sleep(1 if row < 2 else 2)
