@@ -24,6 +24,7 @@ from fwasync.errors import (
 )
 from fwasync.recipes import async_rl
 from fwasync.recipes.groups import TakenRow
+from fwasync.recipes.serving import ServedPolicy
 from fwasync.recipes.trainers import Where
 from fwasync.testing import (
     AsyncScriptedService,
@@ -272,6 +273,23 @@ async def test_a_trainer_that_does_not_answer_is_named_with_its_request(
             tasks.start_soon(release, local)
             result = await async_rl.train(config, reward=reward, where=Where(local.base_url, local.api_key))
     is_accounted_for(tmp_path, result)
+
+
+async def test_an_evaluation_that_fails_leaves_the_step_logged_and_its_checkpoint_listed(tmp_path: Path) -> None:
+    def judge(step: int, policy: ServedPolicy) -> dict[str, float]:
+        if step == 2:
+            raise LookupError("no such benchmark")
+        return {"eval/score": 1.0}
+
+    config = settings(tmp_path, dcp_save_interval=2)
+    async with local_service() as local:
+        where = Where(local.base_url, local.api_key)
+        with pytest.raises(LookupError) as error:
+            await async_rl.train(config, reward=reward, where=where, evaluate=judge)
+        assert how_to_go_on(error.value) == 2
+        result = await async_rl.train(config, reward=reward, where=where)
+    assert result.rows.sampled == ROWS
+    assert [record["step"] for record in records(tmp_path / "run")] == list(range(result.steps + 1))
 
 
 async def test_a_service_that_dies(tmp_path: Path) -> None:

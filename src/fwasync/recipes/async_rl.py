@@ -28,6 +28,7 @@ import anyio.to_thread
 
 from fwasync import AsyncRewardPool, AsyncRolloutScheduler
 from fwasync.checkpoints.ledger import CheckpointEntry
+from fwasync.checkpoints.saving import PendingCheckpoint
 from fwasync.data.chat import ChatTokenizer
 from fwasync.data.prompts import PromptRow
 from fwasync.errors import FwasyncError, RolloutStalledError, UsageError
@@ -199,6 +200,7 @@ class _Training:
     is_between_steps: bool = True
     is_over: bool = False
     checkpoint: CheckpointEntry | None = None
+    saving: PendingCheckpoint | None = None
     filtered: list[PromptGroup] = field(default_factory=list[PromptGroup])
     state: RolloutState = field(default_factory=RolloutState)
     cursors: array[int] = field(default_factory=lambda: array("q", [0]))
@@ -230,8 +232,7 @@ class _Training:
         except Exception as error:
             await self._say_how_to_go_on(error)
             raise
-        state = self.state
-        rows = RowCounts(state.kept, state.filtered, state.failed)
+        rows = RowCounts(self.state.kept, self.state.filtered, self.state.failed)
         stopped = None if self.is_over else stop.reason
         result = Result(self.number, self.total, self.checkpoint, rows, stopped, session.trainers.job_id)
         return await session.conclude(self.run, result, self._consumed(), began=began, more=self._marks())
@@ -282,9 +283,9 @@ class _Training:
         self.is_over = number >= self.total or is_last
         before, self.state, self.filtered, filtered = self.state, scheduler.state(), [], self.filtered
         consumed, marks = self._consumed(), self._marks()
-        saving = session.checkpoints.submit(number, consumed, last=self.is_over, more=marks)
-        if saving is None and unserved is not None:
-            saving = session.checkpoints.save(number, consumed, more=marks)
+        self.saving = session.checkpoints.submit(number, consumed, last=self.is_over, more=marks)
+        if self.saving is None and unserved is not None:
+            self.saving = session.checkpoints.save(number, consumed, more=marks)
         kept = [answered(group) for group in sorted(batch.groups, key=lambda group: group.row_index)]
         metrics: dict[str, float] = {
             **told,
@@ -299,18 +300,28 @@ class _Training:
             "perf/weight_sync_time": sync_s,
             "perf/train_tokens_per_s": passes.targets / max(told["perf/train_time"], 1e-9),
         }
-        if self.evaluate is not None and (self.is_over or number % config.evaluation_interval == 0):
-            metrics |= {} if unserved else await called(self.evaluate(number, served))
-        if config.trajectory_dir is not None:
-            await anyio.to_thread.run_sync(write_trajectories, config.trajectory_dir, number, kept)
-        self.run.log(PHASE, number, metrics)
-        if saving is not None:
-            self.checkpoint = await session.checkpoints.finish(saving)
+        try:
+            if self.evaluate is not None and (self.is_over or number % config.evaluation_interval == 0):
+                metrics |= {} if unserved else await called(self.evaluate(number, served))
+            if config.trajectory_dir is not None:
+                await anyio.to_thread.run_sync(write_trajectories, config.trajectory_dir, number, kept)
+        finally:
+            self.run.log(PHASE, number, metrics)
+        if self.saving is not None:
+            await self._finish(self.saving)
         if unserved is not None:
             raise unserved
         await self.runner.step(number, metrics, tokens=passes.targets)
         if self.on_step is not None:
             await called(self.on_step(number, metrics))
+
+    async def _finish(self, pending: PendingCheckpoint) -> None:
+        try:
+            self.checkpoint = await self.session.checkpoints.finish(pending)
+        except FwasyncError:
+            self.saving = None  # it may be tried anew
+            raise
+        self.saving = None
 
     # -- rows ----------------------------------------------------------------------------------------
 
@@ -347,15 +358,7 @@ class _Training:
             await anyio.sleep(_LOOK_S)
 
     def _stalled(self, report: StallReport) -> None:
-        trainers = self.session.trainers
-        clients = {"policy": trainers.policy, "reference": trainers.reference}
-        unfinished = [
-            f"the {role} has no result of {operation}"
-            for role, client in clients.items()
-            if client is not None
-            for operation in client.statistics().unfinished
-        ]
-        told = "\n  ".join([str(report), *unfinished])
+        told = "\n  ".join([str(report), *self.session.trainers.unfinished()])
         if self.config.on_stall == "stop":
             raise RolloutStalledError(told, tasks=report.tasks)
         logger.warning("%s\n%s", told, report.tasks)
@@ -372,8 +375,8 @@ class _Training:
         if not lost and self.is_between_steps and self.number > (saved.step if saved else 0):
             try:
                 with anyio.fail_after(min(self.config.weight_sync.dcp_timeout, _RESCUE_S)):
-                    pending = checkpoints.save(self.number, self._consumed(), more=self._marks())
-                    self.checkpoint = await checkpoints.finish(pending)
+                    pending = self.saving or checkpoints.save(self.number, self._consumed(), more=self._marks())
+                    await self._finish(pending)
             except (FwasyncError, TimeoutError) as why:
                 error.add_note(f"step {self.number} could not be saved: {why or type(why).__name__}")
         if self.checkpoint is None:
