@@ -9,6 +9,7 @@ Invariants
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 import math
@@ -27,7 +28,7 @@ from fwasync.rollout.bell import Bell
 from fwasync.rollout.breaker import CircuitBreaker
 from fwasync.rollout.capacity import Capacity, ConcurrencyLimiter, StalenessLimiter
 from fwasync.rollout.cursor import RolloutState, RowAccount, RowCursor, Settlement
-from fwasync.rollout.failures import is_recoverable
+from fwasync.rollout.failures import is_recoverable, raisable
 from fwasync.rollout.placement import BatchPlacement, Placed
 from fwasync.rollout.runner import RolloutExecutor, RolloutFunction, RolloutRunner, Running
 from fwasync.rollout.samplers import Samplers
@@ -36,11 +37,13 @@ from fwasync.rollout.source import RowSource
 from fwasync.rollout.telemetry import RunTelemetry
 from fwasync.rollout.tracing import Tracing
 from fwasync.rollout.trajectory import Rollout, RolloutGroup
-from fwasync.rollout.watchdog import RunningRollout, waiting_at
+from fwasync.rollout.watchdog import NAMED, RunningRollout, waiting_at
 
 __all__ = ("ReadyGroup", "RolloutProducer", "WindowedConcurrency")
 
 logger = logging.getLogger("fwasync.rollout")
+
+_STAYING_S = 10.0
 
 RowT = TypeVar("RowT")
 
@@ -154,10 +157,16 @@ class RolloutProducer(Generic[RowT]):
     async def aclose(self) -> None:
         """Cancel all rollouts, wait for their ends, and leave the samplers."""
         self._closing = True
+        reminder = asyncio.get_running_loop().call_later(_STAYING_S, self._name_who_stays)
         try:
             await self._background.aclose()
         finally:
+            reminder.cancel()
             await self.samplers.aclose()
+
+    def _name_who_stays(self) -> None:
+        staying = "".join(f"\n  {rollout}" for rollout in self.running()[:NAMED])
+        logger.warning("the run cannot be left, because rollouts that were cancelled go on:%s", staying)
 
     def start(self, task: Callable[[], Any]) -> None:
         """Start a task that ends with the rollouts."""
@@ -166,7 +175,7 @@ class RolloutProducer(Generic[RowT]):
     def fail(self, error: Exception) -> None:
         """End all rollouts for this reason; the first one counts."""
         if self.failure is None:
-            self.failure = _raisable(error)
+            self.failure = raisable(error)
             for row in self._in_flight.values():
                 for running in row.running.values():
                     running.scope.cancel()
@@ -227,8 +236,8 @@ class RolloutProducer(Generic[RowT]):
         )
 
     def running(self) -> list[RunningRollout]:
-        """What is in flight, the longest silent first."""
-        now = anyio.current_time()
+        """What is in flight, the longest silent first; may be asked outside of any task."""
+        now = asyncio.get_running_loop().time()
         found = [
             RunningRollout(
                 row.index,
@@ -426,17 +435,6 @@ def _plainly(verdict: bool) -> bool:
         verdict.close()
         raise UsageError("keep is an async function; it must be a plain one, and return at once")
     return verdict
-
-
-def _raisable(error: Exception) -> Exception:
-    """The error, unless it would end an `async for` as if the data had ended."""
-    if not isinstance(error, StopIteration | StopAsyncIteration):
-        return error
-    raisable = UsageError(f"{type(error).__name__} was raised where it means nothing: an iterator had no more items")
-    raisable.__cause__ = error
-    for note in getattr(error, "__notes__", ()):
-        raisable.add_note(note)
-    return raisable
 
 
 def _window(fixed: int | None, controller: WindowedConcurrency | None) -> Callable[[], int] | None:

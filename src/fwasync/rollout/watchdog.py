@@ -15,9 +15,10 @@ import anyio
 
 from fwasync.rollout.telemetry import RolloutStatistics
 
-__all__ = ("RunningRollout", "StallReport", "dump_tasks", "waiting_at")
+__all__ = ("NAMED", "RunningRollout", "StallReport", "dump_tasks", "waiting_at")
 
-_NAMED = 8
+NAMED = 8
+"""How many rollouts a text names."""
 _PLUMBING = tuple(str(Path(str(module.__file__)).parent) for module in (asyncio, anyio))
 
 
@@ -87,9 +88,9 @@ class StallReport:
             lines.append(f"the source has been asked for its next row since {self.source_s:.1f} s")
         if now.worst_lag_s > 1:
             lines.append(f"the event loop stood still for up to {now.worst_lag_s:.1f} s: something blocks it")
-        lines += [str(rollout) for rollout in self.rollouts[:_NAMED]]
-        if len(self.rollouts) > _NAMED:
-            lines.append(f"and {len(self.rollouts) - _NAMED} more rollouts")
+        lines += [str(rollout) for rollout in self.rollouts[:NAMED]]
+        if len(self.rollouts) > NAMED:
+            lines.append(f"and {len(self.rollouts) - NAMED} more rollouts")
         return "\n  ".join(lines)
 
 
