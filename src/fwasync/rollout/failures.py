@@ -7,6 +7,7 @@ fatal, unknown exceptions included: a typo in a reward function must end the run
 from __future__ import annotations
 
 import errno
+import inspect
 import socket
 from typing import cast
 
@@ -19,7 +20,7 @@ from fwasync.errors import (
     UsageError,
 )
 
-__all__ = ("is_recoverable", "raisable")
+__all__ = ("is_recoverable", "plain_verdict", "raisable")
 
 _TRANSIENT = frozenset({408, 425, 429})
 _ERRNOS = frozenset(
@@ -77,6 +78,18 @@ def raisable(error: Exception) -> Exception:
     for note in getattr(error, "__notes__", ()):
         told.add_note(note)
     return told
+
+
+def plain_verdict(verdict: bool) -> bool:
+    """What a filter said.
+
+    Raises:
+        UsageError: It is an async function, whose coroutine would be true, whatever it would return.
+    """
+    if inspect.iscoroutine(verdict):
+        verdict.close()
+        raise UsageError("keep is an async function; it must be a plain one, and return at once")
+    return verdict
 
 
 def _status(error: BaseException) -> int | None:

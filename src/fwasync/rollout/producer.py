@@ -10,7 +10,6 @@ Invariants
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import math
 from collections import deque
@@ -21,14 +20,20 @@ from typing import Any, Generic, Protocol, TypeVar
 import anyio
 
 from fwasync._background import Background
-from fwasync.errors import CircuitBreakerTrippedError, RecoverableRolloutError, RolloutStalledError, UsageError
+from fwasync.errors import (
+    CircuitBreakerTrippedError,
+    RecoverableRolloutError,
+    RolloutStalledError,
+    RolloutTimeoutError,
+    UsageError,
+)
 from fwasync.rollout.assembly import GroupAssembly
 from fwasync.rollout.batch import BatchOwner, RolloutBatch
 from fwasync.rollout.bell import Bell
 from fwasync.rollout.breaker import CircuitBreaker
 from fwasync.rollout.capacity import Capacity, ConcurrencyLimiter, StalenessLimiter
 from fwasync.rollout.cursor import RolloutState, RowAccount, RowCursor, Settlement
-from fwasync.rollout.failures import is_recoverable, raisable
+from fwasync.rollout.failures import is_recoverable, plain_verdict, raisable
 from fwasync.rollout.placement import BatchPlacement, Placed
 from fwasync.rollout.runner import RolloutExecutor, RolloutFunction, RolloutRunner, Running
 from fwasync.rollout.samplers import Samplers
@@ -130,6 +135,7 @@ class RolloutProducer(Generic[RowT]):
         )
         self._in_flight: dict[int, _Row[RowT]] = {}
         self._retries: deque[_Row[RowT]] = deque()
+        self._succeeded_at = -math.inf
         self._owed = 0
         self._refilled = 0
         self._retried = 0
@@ -340,24 +346,27 @@ class RolloutProducer(Generic[RowT]):
         cause = ending.cause
         if cause is None:
             self._breaker.succeeded()
+            self._succeeded_at = self.last_progress
         elif row.assembly.given_up:
             cause = "sibling"
-        elif ending.error is not None and not self._is_bad_luck(row.index, running.number, ending.error):
+        elif ending.error is not None and not self._is_bad_luck(row.index, running, ending.error):
             return
         if cause is not None:
             self.telemetry.drops[cause] += 1
         if self._is_live:
             self._ended(row, running, ending.rollout)
 
-    def _is_bad_luck(self, index: int, number: int, error: Exception) -> bool:
+    def _is_bad_luck(self, index: int, running: Running, error: Exception) -> bool:
         """Whether what a rollout raised is bad luck, once too often perhaps; anything else is the end of the run."""
-        error.add_note(f"raised by rollout {number} of row {index}")
+        error.add_note(f"raised by rollout {running.number} of row {index}")
         if not is_recoverable(error):
             self.fail(error)
             return False
-        logger.warning("rollout %d of row %d is lost: %r", number, index, error)
+        logger.warning("rollout %d of row %d is lost: %r", running.number, index, error)
         is_known = isinstance(error, RecoverableRolloutError) and error.repeated
-        reason = None if is_known else self._breaker.failed()
+        # Rollouts that are stuck end last, one after the other; while others succeeded, nothing they share was broken.
+        is_alone = isinstance(error, RolloutTimeoutError) and self._succeeded_at > running.started
+        reason = None if is_known or is_alone else self._breaker.failed(index)
         if reason is not None:
             tripped = CircuitBreakerTrippedError(f"{reason}, the last with {type(error).__name__}: {error}")
             tripped.__cause__ = error
@@ -393,7 +402,7 @@ class RolloutProducer(Generic[RowT]):
             if len(advantages) != len(rollouts):
                 raise UsageError(f"there are {len(advantages)} advantages for a group of {len(rollouts)} rollouts")
             group = RolloutGroup(row.row, row.index, row.version, rollouts, advantages)
-            keep = all(map(math.isfinite, advantages)) and (self._keep is None or _plainly(self._keep(group)))
+            keep = all(map(math.isfinite, advantages)) and (self._keep is None or plain_verdict(self._keep(group)))
         except Exception as error:
             error.add_note(f"raised for the group of row {row.index}")
             self.fail(error)
@@ -428,13 +437,6 @@ class RolloutProducer(Generic[RowT]):
             if not self.batches or self.batches[-1].version != chunk.batch:
                 self.batches.append(RolloutBatch(chunk.batch, self._owner))
             self.batches[-1].add(chunk.groups, completes=chunk.completes)
-
-
-def _plainly(verdict: bool) -> bool:
-    if inspect.iscoroutine(verdict):  # which is true, whatever it would return
-        verdict.close()
-        raise UsageError("keep is an async function; it must be a plain one, and return at once")
-    return verdict
 
 
 def _window(fixed: int | None, controller: WindowedConcurrency | None) -> Callable[[], int] | None:

@@ -124,10 +124,10 @@ async def dies_once(row: int, ctx: RolloutContext) -> Rollout:
 
 async def test_an_actor_that_is_lost_with_many_rollouts_is_one_failure() -> None:
     async with RayExecutor(connect, actors=1, options={"num_cpus": 0}) as executor:
-        limits = settings(groups_per_batch=1, group_size=8, max_group_retries=1, breaker=BreakerSettings(consecutive=2))
-        async with AsyncRolloutScheduler(range(1), dies_once, limits, sampler="a", executor=executor) as scheduler:
+        limits = settings(group_size=8, max_group_retries=1, breaker=BreakerSettings(consecutive=2))
+        async with AsyncRolloutScheduler(range(2), dies_once, limits, sampler="a", executor=executor) as scheduler:
             (batch,) = await train(scheduler)
-    assert len(batch[0].rollouts) == 8
+    assert [len(group.rollouts) for group in batch] == [8, 8]
 
 
 async def exits(row: int, ctx: RolloutContext) -> Rollout:

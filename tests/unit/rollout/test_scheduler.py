@@ -359,6 +359,36 @@ async def test_the_breaker_ends_the_run() -> None:
 
 
 @virtual_time
+async def test_a_row_whose_every_rollout_fails_has_failed_and_the_run_goes_on() -> None:
+    async def rollout(row: int, ctx: RolloutContext) -> Rollout:
+        await anyio.sleep(1)
+        if row == 1:
+            raise ConnectionResetError("this prompt kills the sandbox")
+        return made(ctx)
+
+    limits = settings(group_size=8, min_group_size=1)
+    async with AsyncRolloutScheduler(range(5), rollout, limits, sampler=object()) as scheduler:
+        batches = await train(scheduler)
+        account = scheduler.statistics().account
+    assert [rows_of(batch) for batch in batches] == [[0, 2], [3, 4]]
+    assert (account.kept, account.failed, account.refilled) == (4, 1, 1)
+
+
+@virtual_time
+async def test_rollouts_that_are_stuck_do_not_trip_the_breaker_while_others_succeed() -> None:
+    async def rollout(row: int, ctx: RolloutContext) -> Rollout:
+        await anyio.sleep(1000 if ctx.rollout_index == 3 or row >= 8 else 1)
+        return made(ctx)
+
+    limits = settings(groups_per_batch=8, rollout_timeout=10.0)
+    async with AsyncRolloutScheduler(range(40), rollout, limits, sampler=object()) as scheduler:
+        batches = await train(scheduler, batches=1)
+        assert [len(group.rollouts) for group in batches[0]] == [3] * 8, "eight have ended at once, at their deadline"
+        with pytest.raises(errors.CircuitBreakerTrippedError, match="5 rollouts in a row"):
+            await train(scheduler)
+
+
+@virtual_time
 async def test_the_breaker_counts_what_ends_many_rollouts_once() -> None:
     async def rollout(row: int, ctx: RolloutContext) -> Rollout:
         await anyio.sleep(1)
