@@ -11,7 +11,7 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import anyio
 
@@ -111,7 +111,7 @@ class RolloutRunner(Generic[RowT]):
                 rollout = await self._call(index, row, attempt, running, used)
                 return Ending(rollout, "None" if rollout is None else None)
         except Exception as error:
-            return Ending(None, type(error).__name__, error)
+            return Ending(None, _name(error), error)
         except SystemExit as error:
             return _at_fault(wants_to_exit(error), error)
         except anyio.get_cancelled_exc_class() as error:
@@ -153,6 +153,12 @@ class RolloutRunner(Generic[RowT]):
             if rollout is not None and not isinstance(rollout, Rollout):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise TypeError(f"a rollout function returns a Rollout or None, not {type(rollout).__name__}")
             return rollout
+
+
+def _name(error: BaseException) -> str:
+    while isinstance(error, BaseExceptionGroup):  # of a task group in the rollout
+        error = cast("BaseExceptionGroup[BaseException]", error).exceptions[0]
+    return type(error).__name__
 
 
 def wants_to_exit(error: SystemExit) -> UsageError:

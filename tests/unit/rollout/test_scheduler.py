@@ -179,6 +179,23 @@ async def test_lost_rollouts_leave_a_smaller_group() -> None:
 
 
 @virtual_time
+async def test_what_is_lost_in_a_task_group_is_counted_by_its_own_name() -> None:
+    async def tool() -> None:
+        raise ConnectionResetError("the sandbox is gone")
+
+    async def rollout(row: int, ctx: RolloutContext) -> Rollout:
+        await anyio.sleep(1)
+        if ctx.rollout_index == 0:
+            async with anyio.create_task_group() as tools:
+                tools.start_soon(tool)
+        return made(ctx)
+
+    async with AsyncRolloutScheduler(range(2), rollout, settings(), sampler=object()) as scheduler:
+        await train(scheduler)
+        assert scheduler.statistics().drops == {"ConnectionResetError": 2}
+
+
+@virtual_time
 async def test_a_group_that_is_given_up_ends_its_siblings_and_is_tried_anew() -> None:
     ended: list[tuple[int, int]] = []
 
