@@ -256,7 +256,15 @@ class RecoverableRolloutError(RolloutError):
     """This rollout is lost, by no fault of the program: it is counted, and the run goes on.
 
     Rollouts raise it for what happens in their own surroundings: a sandbox that went away, a tool that is down.
+
+    Attributes:
+        repeated: Whether one event has ended several rollouts, and this is not the first of them: the circuit breaker
+            counts events.
     """
+
+    def __init__(self, message: str = "", *, repeated: bool = False) -> None:
+        super().__init__(message)
+        self.repeated = repeated
 
 
 class RolloutTimeoutError(RecoverableRolloutError, TimeoutError):

@@ -34,4 +34,4 @@ def test_rollouts_run_in_its_actors() -> None:
         timeout=500,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "4 passed" in done.stdout
+    assert "6 passed" in done.stdout

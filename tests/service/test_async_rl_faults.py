@@ -24,8 +24,18 @@ from fwasync.errors import (
 )
 from fwasync.recipes import async_rl
 from fwasync.recipes.groups import TakenRow
+from fwasync.recipes.serving import ServedPolicy
 from fwasync.recipes.trainers import Where
-from fwasync.testing import AsyncScriptedService, FailHotLoad, Fault, FaultPlan, Preempt, Status, local_service
+from fwasync.testing import (
+    AsyncScriptedService,
+    FailHotLoad,
+    Fault,
+    FaultPlan,
+    Preempt,
+    SlowFuture,
+    Status,
+    local_service,
+)
 from service.control_client import BASE, SHAPE
 from service.endless import endless
 from service.test_recipe_async_rl import settings, trained_rows
@@ -245,6 +255,41 @@ async def test_the_watchdog_may_only_warn(tmp_path: Path, caplog: pytest.LogCapt
             result = await async_rl.train(config, rollout=rollout, where=Where(local.base_url, local.api_key))
     assert "no rollout, row, batch or publication has moved" in caplog.text
     is_accounted_for(tmp_path, result)
+
+
+async def test_a_trainer_that_does_not_answer_is_named_with_its_request(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def release(local: AsyncScriptedService) -> None:
+        with anyio.fail_after(120):
+            while "the policy has no result of forward_backward: admitted, request " not in caplog.text:
+                await anyio.sleep(0.05)
+        await local.release()
+
+    config = settings(tmp_path, trajectory_dir=tmp_path / "answers", stall_timeout=0.5, on_stall="warn")
+    withheld = FaultPlan([Fault(SlowFuture(), "forward_backward", nth=2)])
+    with caplog.at_level(logging.WARNING):
+        async with local_service(faults=withheld) as local, anyio.create_task_group() as tasks:
+            tasks.start_soon(release, local)
+            result = await async_rl.train(config, reward=reward, where=Where(local.base_url, local.api_key))
+    is_accounted_for(tmp_path, result)
+
+
+async def test_an_evaluation_that_fails_leaves_the_step_logged_and_its_checkpoint_listed(tmp_path: Path) -> None:
+    def judge(step: int, policy: ServedPolicy) -> dict[str, float]:
+        if step == 2:
+            raise LookupError("no such benchmark")
+        return {"eval/score": 1.0}
+
+    config = settings(tmp_path, dcp_save_interval=2)
+    async with local_service() as local:
+        where = Where(local.base_url, local.api_key)
+        with pytest.raises(LookupError) as error:
+            await async_rl.train(config, reward=reward, where=where, evaluate=judge)
+        assert how_to_go_on(error.value) == 2
+        result = await async_rl.train(config, reward=reward, where=where)
+    assert result.rows.sampled == ROWS
+    assert [record["step"] for record in records(tmp_path / "run")] == list(range(result.steps + 1))
 
 
 async def test_a_service_that_dies(tmp_path: Path) -> None:

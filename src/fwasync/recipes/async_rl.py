@@ -28,9 +28,10 @@ import anyio.to_thread
 
 from fwasync import AsyncRewardPool, AsyncRolloutScheduler
 from fwasync.checkpoints.ledger import CheckpointEntry
+from fwasync.checkpoints.saving import PendingCheckpoint
 from fwasync.data.chat import ChatTokenizer
 from fwasync.data.prompts import PromptRow
-from fwasync.errors import FwasyncError, UsageError
+from fwasync.errors import FwasyncError, RolloutStalledError, UsageError
 from fwasync.recipes.async_config import Config
 from fwasync.recipes.batches import Batches
 from fwasync.recipes.callbacks import StepCallback, called
@@ -199,6 +200,7 @@ class _Training:
     is_between_steps: bool = True
     is_over: bool = False
     checkpoint: CheckpointEntry | None = None
+    saving: PendingCheckpoint | None = None
     filtered: list[PromptGroup] = field(default_factory=list[PromptGroup])
     state: RolloutState = field(default_factory=RolloutState)
     cursors: array[int] = field(default_factory=lambda: array("q", [0]))
@@ -221,7 +223,7 @@ class _Training:
             keep=self._is_kept,
             concurrency=session.served.concurrency if config.concurrency.mode else None,
             state=self.state,
-            on_stall=self._warn if config.on_stall == "warn" else None,
+            on_stall=self._stalled,
         )
         self.is_over = self.number >= self.total
         try:
@@ -230,8 +232,7 @@ class _Training:
         except Exception as error:
             await self._say_how_to_go_on(error)
             raise
-        state = self.state
-        rows = RowCounts(state.kept, state.filtered, state.failed)
+        rows = RowCounts(self.state.kept, self.state.filtered, self.state.failed)
         stopped = None if self.is_over else stop.reason
         result = Result(self.number, self.total, self.checkpoint, rows, stopped, session.trainers.job_id)
         return await session.conclude(self.run, result, self._consumed(), began=began, more=self._marks())
@@ -282,9 +283,9 @@ class _Training:
         self.is_over = number >= self.total or is_last
         before, self.state, self.filtered, filtered = self.state, scheduler.state(), [], self.filtered
         consumed, marks = self._consumed(), self._marks()
-        saving = session.checkpoints.submit(number, consumed, last=self.is_over, more=marks)
-        if saving is None and unserved is not None:
-            saving = session.checkpoints.save(number, consumed, more=marks)
+        self.saving = session.checkpoints.submit(number, consumed, last=self.is_over, more=marks)
+        if self.saving is None and unserved is not None:
+            self.saving = session.checkpoints.save(number, consumed, more=marks)
         kept = [answered(group) for group in sorted(batch.groups, key=lambda group: group.row_index)]
         metrics: dict[str, float] = {
             **told,
@@ -299,18 +300,28 @@ class _Training:
             "perf/weight_sync_time": sync_s,
             "perf/train_tokens_per_s": passes.targets / max(told["perf/train_time"], 1e-9),
         }
-        if self.evaluate is not None and (self.is_over or number % config.evaluation_interval == 0):
-            metrics |= {} if unserved else await called(self.evaluate(number, served))
-        if config.trajectory_dir is not None:
-            await anyio.to_thread.run_sync(write_trajectories, config.trajectory_dir, number, kept)
-        self.run.log(PHASE, number, metrics)
-        if saving is not None:
-            self.checkpoint = await session.checkpoints.finish(saving)
+        try:
+            if self.evaluate is not None and (self.is_over or number % config.evaluation_interval == 0):
+                metrics |= {} if unserved else await called(self.evaluate(number, served))
+            if config.trajectory_dir is not None:
+                await anyio.to_thread.run_sync(write_trajectories, config.trajectory_dir, number, kept)
+        finally:
+            self.run.log(PHASE, number, metrics)
+        if self.saving is not None:
+            await self._finish(self.saving)
         if unserved is not None:
             raise unserved
         await self.runner.step(number, metrics, tokens=passes.targets)
         if self.on_step is not None:
             await called(self.on_step(number, metrics))
+
+    async def _finish(self, pending: PendingCheckpoint) -> None:
+        try:
+            self.checkpoint = await self.session.checkpoints.finish(pending)
+        except FwasyncError:
+            self.saving = None  # it may be tried anew
+            raise
+        self.saving = None
 
     # -- rows ----------------------------------------------------------------------------------------
 
@@ -346,9 +357,12 @@ class _Training:
                 self.waiting.cancel()
             await anyio.sleep(_LOOK_S)
 
-    def _warn(self, report: StallReport) -> None:
-        logger.warning("%s\n%s", report, report.tasks)
-        self.run.message(str(report))
+    def _stalled(self, report: StallReport) -> None:
+        told = "\n  ".join([str(report), *self.session.trainers.unfinished()])
+        if self.config.on_stall == "stop":
+            raise RolloutStalledError(told, tasks=report.tasks)
+        logger.warning("%s\n%s", told, report.tasks)
+        self.run.message(told)
 
     async def _say_how_to_go_on(self, error: Exception) -> None:
         """Save what is not saved, if the trainer is there, and add to the error from where the run can go on.
@@ -361,8 +375,8 @@ class _Training:
         if not lost and self.is_between_steps and self.number > (saved.step if saved else 0):
             try:
                 with anyio.fail_after(min(self.config.weight_sync.dcp_timeout, _RESCUE_S)):
-                    pending = checkpoints.save(self.number, self._consumed(), more=self._marks())
-                    self.checkpoint = await checkpoints.finish(pending)
+                    pending = self.saving or checkpoints.save(self.number, self._consumed(), more=self._marks())
+                    await self._finish(pending)
             except (FwasyncError, TimeoutError) as why:
                 error.add_note(f"step {self.number} could not be saved: {why or type(why).__name__}")
         if self.checkpoint is None:

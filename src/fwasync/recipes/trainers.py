@@ -95,6 +95,16 @@ class Trainers:
     api_key: str = field(default="", repr=False)
     pipeline_parallelism: int = 1
 
+    def unfinished(self) -> list[str]:
+        """What has been asked of them and has no result yet, a line for each operation."""
+        clients = {"policy": self.policy, "reference": self.reference}
+        return [
+            f"the {role} has no result of {operation}"
+            for role, client in clients.items()
+            if client is not None
+            for operation in client.statistics().unfinished
+        ]
+
     def open_reference(self) -> AbstractAsyncContextManager[AsyncTrainingClient]:
         """The frozen reference for the time of a block; opened once. A trainer job of its own is removed behind it.
 

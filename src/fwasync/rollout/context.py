@@ -14,6 +14,7 @@ from typing import Any
 import anyio
 
 from fwasync.data.seeds import derive_seed
+from fwasync.errors import RecoverableRolloutError
 from fwasync.rollout.trajectory import Rollout
 from fwasync.rollout.transcript import TokenTranscript
 from fwasync.rollout.turns import sample_tokens
@@ -156,6 +157,9 @@ class RolloutSession(TokenTranscript):
         """The conversation as a rollout of one segment.
 
         Raises:
-            UsageError: Nothing was sampled, or the reward is not a finite number.
+            UsageError: Nothing was asked for, or the reward is not a finite number.
+            RecoverableRolloutError: The policy has ended every turn without a token, so that there is nothing to learn.
         """
+        if self._turns and not self.sampled_tokens:
+            raise RecoverableRolloutError("the policy has ended every turn without a token")
         return Rollout((self.segment(),), float(reward), self._last.text, self._truncated, metrics or {})

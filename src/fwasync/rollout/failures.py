@@ -7,6 +7,7 @@ fatal, unknown exceptions included: a typo in a reward function must end the run
 from __future__ import annotations
 
 import errno
+import inspect
 import socket
 from typing import cast
 
@@ -16,9 +17,10 @@ from fwasync.errors import (
     ResultLostError,
     ServiceError,
     TransportError,
+    UsageError,
 )
 
-__all__ = ("is_recoverable",)
+__all__ = ("is_recoverable", "plain_verdict", "raisable")
 
 _TRANSIENT = frozenset({408, 425, 429})
 _ERRNOS = frozenset(
@@ -65,6 +67,29 @@ def is_recoverable(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno in _ERRNOS
     return any(cls.__name__ in _LIBRARIES.get(cls.__module__.partition(".")[0], ()) for cls in type(error).__mro__)
+
+
+def raisable(error: Exception) -> Exception:
+    """The error, unless it would end an `async for` as if the data had ended: then one that tells of it."""
+    if not isinstance(error, StopIteration | StopAsyncIteration):
+        return error
+    told = UsageError(f"{type(error).__name__} was raised where it means nothing: an iterator had no more items")
+    told.__cause__ = error
+    for note in getattr(error, "__notes__", ()):
+        told.add_note(note)
+    return told
+
+
+def plain_verdict(verdict: bool) -> bool:
+    """What a filter said.
+
+    Raises:
+        UsageError: It is an async function, whose coroutine would be true, whatever it would return.
+    """
+    if inspect.iscoroutine(verdict):
+        verdict.close()
+        raise UsageError("keep is an async function; it must be a plain one, and return at once")
+    return verdict
 
 
 def _status(error: BaseException) -> int | None:

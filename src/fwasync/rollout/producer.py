@@ -9,6 +9,7 @@ Invariants
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 from collections import deque
@@ -19,14 +20,20 @@ from typing import Any, Generic, Protocol, TypeVar
 import anyio
 
 from fwasync._background import Background
-from fwasync.errors import CircuitBreakerTrippedError, RolloutStalledError, UsageError
+from fwasync.errors import (
+    CircuitBreakerTrippedError,
+    RecoverableRolloutError,
+    RolloutStalledError,
+    RolloutTimeoutError,
+    UsageError,
+)
 from fwasync.rollout.assembly import GroupAssembly
 from fwasync.rollout.batch import BatchOwner, RolloutBatch
 from fwasync.rollout.bell import Bell
 from fwasync.rollout.breaker import CircuitBreaker
 from fwasync.rollout.capacity import Capacity, ConcurrencyLimiter, StalenessLimiter
 from fwasync.rollout.cursor import RolloutState, RowAccount, RowCursor, Settlement
-from fwasync.rollout.failures import is_recoverable
+from fwasync.rollout.failures import is_recoverable, plain_verdict, raisable
 from fwasync.rollout.placement import BatchPlacement, Placed
 from fwasync.rollout.runner import RolloutExecutor, RolloutFunction, RolloutRunner, Running
 from fwasync.rollout.samplers import Samplers
@@ -35,11 +42,13 @@ from fwasync.rollout.source import RowSource
 from fwasync.rollout.telemetry import RunTelemetry
 from fwasync.rollout.tracing import Tracing
 from fwasync.rollout.trajectory import Rollout, RolloutGroup
-from fwasync.rollout.watchdog import RunningRollout, waiting_at
+from fwasync.rollout.watchdog import NAMED, RunningRollout, waiting_at
 
 __all__ = ("ReadyGroup", "RolloutProducer", "WindowedConcurrency")
 
 logger = logging.getLogger("fwasync.rollout")
+
+_STAYING_S = 10.0
 
 RowT = TypeVar("RowT")
 
@@ -126,6 +135,7 @@ class RolloutProducer(Generic[RowT]):
         )
         self._in_flight: dict[int, _Row[RowT]] = {}
         self._retries: deque[_Row[RowT]] = deque()
+        self._succeeded_at = -math.inf
         self._owed = 0
         self._refilled = 0
         self._retried = 0
@@ -153,10 +163,16 @@ class RolloutProducer(Generic[RowT]):
     async def aclose(self) -> None:
         """Cancel all rollouts, wait for their ends, and leave the samplers."""
         self._closing = True
+        reminder = asyncio.get_running_loop().call_later(_STAYING_S, self._name_who_stays)
         try:
             await self._background.aclose()
         finally:
+            reminder.cancel()
             await self.samplers.aclose()
+
+    def _name_who_stays(self) -> None:
+        staying = "".join(f"\n  {rollout}" for rollout in self.running()[:NAMED])
+        logger.warning("the run cannot be left, because rollouts that were cancelled go on:%s", staying)
 
     def start(self, task: Callable[[], Any]) -> None:
         """Start a task that ends with the rollouts."""
@@ -165,7 +181,7 @@ class RolloutProducer(Generic[RowT]):
     def fail(self, error: Exception) -> None:
         """End all rollouts for this reason; the first one counts."""
         if self.failure is None:
-            self.failure = error
+            self.failure = raisable(error)
             for row in self._in_flight.values():
                 for running in row.running.values():
                     running.scope.cancel()
@@ -226,8 +242,8 @@ class RolloutProducer(Generic[RowT]):
         )
 
     def running(self) -> list[RunningRollout]:
-        """What is in flight, the longest silent first."""
-        now = anyio.current_time()
+        """What is in flight, the longest silent first; may be asked outside of any task."""
+        now = asyncio.get_running_loop().time()
         found = [
             RunningRollout(
                 row.index,
@@ -319,39 +335,47 @@ class RolloutProducer(Generic[RowT]):
         self.observe()
 
     async def _run(self, row: _Row[RowT], running: Running) -> None:
-        ending = await self._runner.run(row.index, row.row, row.attempt, running)
+        try:
+            ending = await self._runner.run(row.index, row.row, row.attempt, running)
+        finally:
+            self.concurrency.in_flight -= 1
+            del row.running[running.number]
+            self.observe()
         if not self._is_live:
             return
         cause = ending.cause
         if cause is None:
             self._breaker.succeeded()
+            self._succeeded_at = self.last_progress
         elif row.assembly.given_up:
             cause = "sibling"
-        elif ending.error is not None:
-            self._failed(row.index, running.number, ending.error)
+        elif ending.error is not None and not self._is_bad_luck(row.index, running, ending.error):
+            return
+        if cause is not None:
+            self.telemetry.drops[cause] += 1
         if self._is_live:
-            self._ended(row, running, ending.rollout, cause)
+            self._ended(row, running, ending.rollout)
 
-    def _failed(self, index: int, number: int, error: Exception) -> None:
-        """What a rollout raised is bad luck, once too often perhaps, or the end of the run."""
-        error.add_note(f"raised by rollout {number} of row {index}")
+    def _is_bad_luck(self, index: int, running: Running, error: Exception) -> bool:
+        """Whether what a rollout raised is bad luck, once too often perhaps; anything else is the end of the run."""
+        error.add_note(f"raised by rollout {running.number} of row {index}")
         if not is_recoverable(error):
             self.fail(error)
-            return
-        logger.warning("rollout %d of row %d is lost: %r", number, index, error)
-        reason = self._breaker.failed()
+            return False
+        logger.warning("rollout %d of row %d is lost: %r", running.number, index, error)
+        is_known = isinstance(error, RecoverableRolloutError) and error.repeated
+        # Rollouts that are stuck end last, one after the other; while others succeeded, nothing they share was broken.
+        is_alone = isinstance(error, RolloutTimeoutError) and self._succeeded_at > running.started
+        reason = None if is_known or is_alone else self._breaker.failed(index)
         if reason is not None:
             tripped = CircuitBreakerTrippedError(f"{reason}, the last with {type(error).__name__}: {error}")
             tripped.__cause__ = error
             self.fail(tripped)
+        return True
 
     # -- rows out ------------------------------------------------------------------------------------
 
-    def _ended(self, row: _Row[RowT], running: Running, rollout: Rollout | None, cause: str | None) -> None:
-        if cause is not None:
-            self.telemetry.drops[cause] += 1
-        self.concurrency.in_flight -= 1
-        del row.running[running.number]
+    def _ended(self, row: _Row[RowT], running: Running, rollout: Rollout | None) -> None:
         if rollout is not None:
             row.spans.append(running.span)
         verdict = row.assembly.ended(running.number, rollout)
@@ -378,7 +402,7 @@ class RolloutProducer(Generic[RowT]):
             if len(advantages) != len(rollouts):
                 raise UsageError(f"there are {len(advantages)} advantages for a group of {len(rollouts)} rollouts")
             group = RolloutGroup(row.row, row.index, row.version, rollouts, advantages)
-            keep = all(map(math.isfinite, advantages)) and (self._keep is None or self._keep(group))
+            keep = all(map(math.isfinite, advantages)) and (self._keep is None or plain_verdict(self._keep(group)))
         except Exception as error:
             error.add_note(f"raised for the group of row {row.index}")
             self.fail(error)

@@ -24,7 +24,7 @@ import anyio
 
 from fwasync.errors import ClosedError, RecoverableRolloutError, UsageError
 from fwasync.rollout.context import Policy, RolloutContext
-from fwasync.rollout.runner import RolloutFunction
+from fwasync.rollout.runner import RolloutFunction, wants_to_exit
 from fwasync.rollout.trajectory import Rollout
 
 __all__ = ("RayExecutor",)
@@ -107,7 +107,8 @@ class RayExecutor:
         """Run one rollout in the actor whose turn it is.
 
         Raises:
-            RecoverableRolloutError: Its actor or machine is lost; the actor is replaced.
+            RecoverableRolloutError: Its actor or machine is lost; the actor is replaced. The circuit breaker counts
+                that once, not for each rollout in it.
             Exception: What the rollout raised.
 
         **Cancellation:** the rollout is cancelled where it runs, and its end waited for.
@@ -140,9 +141,10 @@ class RayExecutor:
             error.cause.add_note(f"in actor {place}: {error}")
             raise error.cause from None
         except self._ray.exceptions.RayActorError as error:
-            if self._actors and self._actors[place] is actor:
+            is_first = bool(self._actors) and self._actors[place] is actor
+            if is_first:
                 self._actors[place] = self._make()
-            raise RecoverableRolloutError(f"actor {place} was lost: {error}") from error
+            raise RecoverableRolloutError(f"actor {place} was lost: {error}", repeated=not is_first) from error
 
 
 class _Actor:
@@ -168,4 +170,7 @@ class _Actor:
                 policy=lambda: policy,
                 note=lambda doing: None,  # noqa: ARG005  # nobody watches here
             )
-            return await rollout(row, context)
+            try:
+                return await rollout(row, context)
+            except SystemExit as error:  # of which Ray would say nothing, and the rollout would never end
+                raise wants_to_exit(error) from error

@@ -2,7 +2,8 @@
 
 It is started by `AsyncRewardPool`. A message is its length in 8 bytes and a pickle. For each call there are two
 answers: that it begins, and how it ended. What a reward function prints goes to standard error, because the pipe of the
-answers is taken off the places where it would look for one.
+answers is taken off the places where it would look for one. A process that it forks has neither pipe, and ends where it
+comes back from the function.
 """
 
 from __future__ import annotations
@@ -17,10 +18,15 @@ import traceback
 import types
 from typing import Any, BinaryIO
 
-__all__ = ("BEGUN", "HEADER_BYTES", "frame", "main")
+__all__ = ("BEGUN", "HEADER_BYTES", "PROGRAM", "Program", "frame", "main")
 
 HEADER_BYTES = 8
 BEGUN = "begun"
+PROGRAM = "__mp_main__"
+"""What the main module of the program is called in the process."""
+
+Program = tuple[bool, str]
+"""The program: whether it was run as a module, and the module or the file."""
 
 _GRACE_S = 2.0
 
@@ -34,22 +40,24 @@ def frame(message: Any) -> bytes:
 class _Unpickler(pickle.Unpickler):
     """Finds what the program itself defines, by running its main module once, under another name than `__main__`."""
 
-    def __init__(self, body: bytes, program: str | None) -> None:
+    def __init__(self, body: bytes, program: Program | None) -> None:
         super().__init__(io.BytesIO(body))
         self._program = program
 
     def find_class(self, module: str, name: str, /) -> Any:
-        if module == "__main__" and self._program and "__mp_main__" not in sys.modules:
-            found = types.ModuleType("__mp_main__")
-            found.__dict__.update(runpy.run_path(self._program, run_name="__mp_main__"))
-            sys.modules["__main__"] = sys.modules["__mp_main__"] = found
+        if module == "__main__" and self._program and PROGRAM not in sys.modules:
+            is_module, where = self._program
+            run = runpy.run_module if is_module else runpy.run_path
+            found = types.ModuleType(PROGRAM)
+            found.__dict__.update(run(where, run_name=PROGRAM))
+            sys.modules["__main__"] = sys.modules[PROGRAM] = found
         return super().find_class(module, name)
 
 
 def main() -> None:
     """Work until the pipe of the calls ends."""
     calls, answers = _take_pipes()
-    devnull = os.open(os.devnull, os.O_WRONLY)
+    devnull, own = os.open(os.devnull, os.O_WRONLY), os.getpid()
     while header := calls.read(HEADER_BYTES):
         program, limit, body = pickle.loads(calls.read(int.from_bytes(header, "big")))
         try:
@@ -61,6 +69,8 @@ def main() -> None:
             answer: tuple[bool, Any] = True, function(*arguments)
         except BaseException as error:
             answer = False, _portable(error)
+        if os.getpid() != own:
+            os._exit(0)
         faulthandler.cancel_dump_traceback_later()
         try:
             _send(answers, answer)
@@ -77,6 +87,8 @@ def _take_pipes() -> tuple[BinaryIO, BinaryIO]:
     os.dup2(nothing, 0)
     os.close(nothing)
     os.dup2(2, 1)
+    if sys.platform != "win32":  # else a process that outlives this one would hide that it is gone
+        os.register_at_fork(after_in_child=lambda: [os.close(pipe.fileno()) for pipe in (calls, answers)])
     return calls, answers
 
 

@@ -7,7 +7,7 @@ Invariants
     * No process, nor any that a reward function started, is left after the `async with`, however it is left.
 
 A process is not a sandbox: it keeps code that hangs, leaks or crashes away from the training loop, and lets it do
-whatever its user may do.
+whatever its user may do, such as starting a daemon, which no longer belongs to it.
 
 Why not `anyio.to_process`, which can kill a call too: its processes stay until the event loop ends, what they started
 survives them, and a call that loops for ever survives the death of its parent.
@@ -16,6 +16,7 @@ survives them, and a call that loops for ever survives the death of its parent.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import pickle
@@ -32,7 +33,7 @@ from anyio.abc import Process
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from fwasync.errors import ClosedError, RewardCrashedError, RewardTimeoutError, UsageError
-from fwasync.rollout.reward_worker import BEGUN, HEADER_BYTES, frame
+from fwasync.rollout.reward_worker import BEGUN, HEADER_BYTES, PROGRAM, Program, frame
 
 __all__ = ("AsyncRewardPool", "RewardStatistics")
 
@@ -242,7 +243,7 @@ class _Worker:
     async def _receive(self) -> Any:
         try:
             header = await self._answers.receive_exactly(HEADER_BYTES)
-            return pickle.loads(await self._answers.receive_exactly(int.from_bytes(header, "big")))
+            return _Answer(await self._answers.receive_exactly(int.from_bytes(header, "big"))).load()
         except (anyio.IncompleteRead, anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream):
             return await self._crashed()
 
@@ -265,8 +266,26 @@ class _Worker:
         await self._process.aclose()
 
 
+class _Answer(pickle.Unpickler):
+    """Finds what the program itself defines, which has another name there."""
+
+    def __init__(self, body: bytes) -> None:
+        super().__init__(io.BytesIO(body))
+
+    def find_class(self, module: str, name: str, /) -> Any:
+        return super().find_class("__main__" if module == PROGRAM else module, name)
+
+
+def _program() -> Program | None:
+    main = sys.modules["__main__"]
+    if main.__spec__ is not None:
+        return True, main.__spec__.name
+    path: str = getattr(main, "__file__", "<none>")
+    return None if path.startswith("<") else (False, path)
+
+
 def _request(function: Callable[..., Any], args: tuple[Any, ...], limit: float) -> bytes:
-    program = getattr(sys.modules["__main__"], "__file__", None)
+    program = _program()
     if getattr(function, "__module__", None) == "__main__" and program is None:
         raise UsageError(
             f"{function!r} is defined in an interactive session, where no other process can import it: put it into a "

@@ -1,7 +1,8 @@
 """Runs one rollout, and says how it ended.
 
 A rollout ends in one of four ways: with a `Rollout`, with `None`, with an exception, or cancelled: by its deadline, by
-whoever gave its group up, or by the end of the run. Only the last is passed on.
+whoever gave its group up, or by the end of the run. Only the last is passed on. A `SystemExit`, as a tool that
+parses a command line raises it, is a fault of the rollout like any other: it does not end the program.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import anyio
 
@@ -22,7 +23,7 @@ from fwasync.rollout.settings import RolloutSettings
 from fwasync.rollout.tracing import Tracing
 from fwasync.rollout.trajectory import Rollout
 
-__all__ = ("Ending", "RolloutExecutor", "RolloutFunction", "RolloutRunner", "Running")
+__all__ = ("Ending", "RolloutExecutor", "RolloutFunction", "RolloutRunner", "Running", "wants_to_exit")
 
 RowT = TypeVar("RowT")
 
@@ -110,13 +111,13 @@ class RolloutRunner(Generic[RowT]):
                 rollout = await self._call(index, row, attempt, running, used)
                 return Ending(rollout, "None" if rollout is None else None)
         except Exception as error:
-            return Ending(None, type(error).__name__, error)
+            return Ending(None, _name(error), error)
+        except SystemExit as error:
+            return _at_fault(wants_to_exit(error), error)
         except anyio.get_cancelled_exc_class() as error:
-            if _is_cancelled_from_outside():
+            if anyio.current_effective_deadline() == -math.inf:  # a scope of the run's, not the task itself
                 raise
-            failure = UsageError("a rollout raised a cancellation that nobody had asked for")
-            failure.__cause__ = error
-            return Ending(None, type(failure).__name__, failure)
+            return _at_fault(UsageError("a rollout raised a cancellation that nobody had asked for"), error)
         finally:
             used.release()
         late = RolloutTimeoutError(f"it had not ended after {self._settings.rollout_timeout} s; it was {running.doing}")
@@ -154,7 +155,17 @@ class RolloutRunner(Generic[RowT]):
             return rollout
 
 
-def _is_cancelled_from_outside() -> bool:
-    """Whether somebody cancelled this task, rather than its own code having raised a cancellation."""
-    task = asyncio.current_task()
-    return anyio.current_effective_deadline() == -math.inf or (task is not None and task.cancelling() > 0)
+def _name(error: BaseException) -> str:
+    while isinstance(error, BaseExceptionGroup):  # of a task group in the rollout
+        error = cast("BaseExceptionGroup[BaseException]", error).exceptions[0]
+    return type(error).__name__
+
+
+def wants_to_exit(error: SystemExit) -> UsageError:
+    """What a rollout has failed with that raised it."""
+    return UsageError(f"a rollout raised SystemExit({error.code!r}): what it calls wants to end the program")
+
+
+def _at_fault(failure: UsageError, cause: BaseException) -> Ending:
+    failure.__cause__ = cause
+    return Ending(None, type(failure).__name__, failure)

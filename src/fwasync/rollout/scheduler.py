@@ -9,6 +9,7 @@ Invariants
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import time
@@ -27,7 +28,7 @@ from fwasync.rollout.runner import RolloutExecutor, RolloutFunction
 from fwasync.rollout.settings import RolloutSettings
 from fwasync.rollout.telemetry import RolloutStatistics, TrainerState, step_metrics
 from fwasync.rollout.trajectory import RolloutGroup
-from fwasync.rollout.watchdog import StallReport, dump_tasks
+from fwasync.rollout.watchdog import StallReport, dump_tasks, waiting_at
 
 __all__ = ("AsyncRolloutScheduler",)
 
@@ -102,6 +103,8 @@ class AsyncRolloutScheduler(Generic[RowT]):
         self._queued_s: list[float] = []
         self._body = anyio.CancelScope()
         self._waits = False
+        self._trainer: asyncio.Task[Any] | None = None
+        self._was_entered = False
         self._is_open = False
         self._batch_began_ns = 0
         self._worst_lag = 0.0
@@ -121,8 +124,12 @@ class AsyncRolloutScheduler(Generic[RowT]):
     # -- life ----------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
+        if self._was_entered:
+            raise UsageError("a scheduler is entered once; create another one, with `state` to go on")
+        self._was_entered = True
         await self._producer.open(self._sampler)
         self._is_open = True
+        self._trainer = asyncio.current_task()
         self._producer.start(self._watch)
         self._body.__enter__()
         return self
@@ -295,7 +302,9 @@ class AsyncRolloutScheduler(Generic[RowT]):
         producer = self._producer
         asked = producer.source.asked_at
         source_s = None if asked is None else anyio.current_time() - asked
-        report = StallReport(stalled_s, self.statistics(), producer.running(), source_s, dump_tasks())
+        report = StallReport(
+            stalled_s, self.statistics(), producer.running(), source_s, waiting_at(self._trainer), dump_tasks()
+        )
         if self._on_stall is not None:
             try:
                 self._on_stall(report)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
 from typing import Generic, TypeVar
 
 import anyio
@@ -15,6 +16,7 @@ __all__ = ("RowSource",)
 RowT = TypeVar("RowT")
 
 _BREATH = 256
+_LEAVING_S = 30.0
 
 
 class RowSource(Generic[RowT]):
@@ -54,14 +56,17 @@ class RowSource(Generic[RowT]):
 
         Raises:
             Exception: What the iterable raises, with a note of where.
+
+        **Cancellation:** an async generator is closed, within 30 s.
         """
         index = -1
         self.asked_at = anyio.current_time()
         try:
-            async for row in _each(self._rows):
-                index += 1
-                if not self._is_settled(index):
-                    await self._offer(index, row)
+            async with _each(self._rows) as rows:
+                async for row in rows:
+                    index += 1
+                    if not self._is_settled(index):
+                        await self._offer(index, row)
         except Exception as error:
             error.add_note(f"the source of rows raised this when asked for row {index + 1}")
             raise
@@ -76,12 +81,20 @@ class RowSource(Generic[RowT]):
         self.asked_at = anyio.current_time()
 
 
-async def _each(rows: Iterable[RowT] | AsyncIterable[RowT]) -> AsyncGenerator[RowT]:
-    """Rows of either kind; a long beginning that is skipped does not hold the loop."""
-    if isinstance(rows, AsyncIterable):
-        async for row in rows:
-            yield row
-        return
+@asynccontextmanager
+async def _each(rows: Iterable[RowT] | AsyncIterable[RowT]) -> AsyncGenerator[AsyncIterator[RowT]]:
+    """Rows of either kind. A generator that is not at its end would be closed later, by a task that nobody owns."""
+    iterator = aiter(rows if isinstance(rows, AsyncIterable) else _breathing(rows))
+    try:
+        yield iterator
+    finally:
+        if isinstance(iterator, AsyncGenerator):
+            with anyio.move_on_after(_LEAVING_S, shield=True):
+                await iterator.aclose()
+
+
+async def _breathing(rows: Iterable[RowT]) -> AsyncGenerator[RowT]:
+    """A long beginning that is skipped does not hold the loop."""
     for index, row in enumerate(rows):
         if index % _BREATH == _BREATH - 1:
             await anyio.lowlevel.checkpoint()

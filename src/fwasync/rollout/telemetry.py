@@ -37,8 +37,8 @@ class RolloutStatistics:
         batches_ready: Batches of which a chunk could be taken, the one in hand included.
         trainer: What the caller does.
         trainer_s: For how long.
-        drops: Rollouts that were lost, by cause: the name of an error, `None` (the rollout said so) or `sibling` (its
-            group was given up).
+        drops: Rollouts that were lost, by cause: the name of an error (of a group, that of its first), `None` (the
+            rollout said so) or `sibling` (its group was given up).
         elapsed_s: Seconds since the run began.
         trainer_idle_s: How many of them the caller waited.
         sampler_idle_s: How many of them no rollout ran.

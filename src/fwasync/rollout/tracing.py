@@ -1,7 +1,8 @@
 """Spans of OpenTelemetry, from a rollout to the optimizer step that it becomes part of; nothing if it is not installed.
 
 Only the API is used: what is done with the spans is set up by the program, and without that they cost next to nothing.
-A rollout's span is current while it runs, so that spans of its tools are its children. A batch's span reaches from its
+A rollout's span is current while it runs, so that spans of its tools are its children; one that is cancelled, by its
+deadline say, has the status of an error. A batch's span reaches from its
 first chunk to its publication and links to the rollouts that it was trained on.
 """
 
@@ -34,7 +35,13 @@ class Tracing:
             yield None
             return
         with self._tracer.start_as_current_span(name, attributes=attributes) as span:
-            yield span
+            try:
+                yield span
+            except Exception:
+                raise  # which it sees itself
+            except BaseException as error:
+                span.set_status(self._api.StatusCode.ERROR, f"ended by {type(error).__name__}")
+                raise
 
     def record(self, name: str, attributes: Attributes, *, started_ns: int, linked: Iterable[Any]) -> None:
         """A span that began at that time of the wall clock and ends now. Linked are spans that it came from."""

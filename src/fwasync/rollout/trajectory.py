@@ -39,7 +39,8 @@ class Segment:
         versions: int32 `[L]`, the policy version that sampled each token; -1 where the mask is false.
 
     Raises:
-        UsageError: Lengths disagree, no token was sampled, or a logprob is not a finite number.
+        UsageError: Lengths disagree, the mask is not of bools, no token was sampled, or one of them has no version or a
+            logprob that is not a finite number.
     """
 
     tokens: npt.NDArray[np.int64]
@@ -51,10 +52,14 @@ class Segment:
         lengths = [len(array) for array in (self.tokens, self.logprobs, self.mask, self.versions)]
         if len(set(lengths)) != 1:
             raise UsageError(f"a segment's tokens, logprobs, mask and versions have the lengths {lengths}")
+        if getattr(self.mask, "dtype", None) != np.bool_:
+            raise UsageError("the mask of a segment is a NumPy array of bool")
         if not self.mask[1:].any() or self.mask[0]:
             raise UsageError("a segment begins with a token that was given, and has at least one that was sampled")
         if not np.isfinite(self.logprobs[self.mask]).all():
             raise UsageError("a segment has a sampled token whose logprob is not a finite number")
+        if (self.versions[self.mask] < 0).any():
+            raise UsageError("a segment has a sampled token without a version")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

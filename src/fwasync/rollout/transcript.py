@@ -40,6 +40,11 @@ class TokenTranscript:
         """All tokens so far: what is sampled from next."""
         return list(self._tokens)
 
+    @property
+    def sampled_tokens(self) -> int:
+        """How many of them were sampled."""
+        return len(self._versions) - self._versions.count(_GIVEN)
+
     def append(self, tokens: Sequence[int] | npt.NDArray[Any]) -> None:
         """Add tokens that were not sampled: the prompt, the answer of a tool."""
         self._add(tokens, [0.0] * len(tokens), _GIVEN)

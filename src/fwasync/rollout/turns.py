@@ -85,6 +85,6 @@ async def sample_tokens(
         )
         (sequence,) = (await cast("Sampler", sampler).sample(ModelInput.from_ints(list(prompt)), 1, params)).sequences
         tokens, logprobs, finished = sequence.tokens, sequence.logprobs, sequence.stop_reason == "stop"
-    if logprobs is None:
+    if logprobs is None and len(tokens):
         raise ProtocolError("the sampler returned no logprobs; policy losses need those of each sampled token")
-    return SampledTokens(tokens, logprobs, finished)
+    return SampledTokens(tokens, [] if logprobs is None else logprobs, finished)

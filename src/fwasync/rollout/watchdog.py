@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import CodeType
+from types import FrameType
 from typing import Any
 
 import anyio
 
 from fwasync.rollout.telemetry import RolloutStatistics
 
-__all__ = ("RunningRollout", "StallReport", "dump_tasks", "waiting_at")
+__all__ = ("NAMED", "RunningRollout", "StallReport", "dump_tasks", "waiting_at")
 
-_NAMED = 8
+NAMED = 8
+"""How many rollouts a text names."""
 _PLUMBING = tuple(str(Path(str(module.__file__)).parent) for module in (asyncio, anyio))
 
 
@@ -61,6 +63,7 @@ class StallReport:
         statistics: The run at this moment.
         rollouts: What is in flight, the longest silent first.
         source_s: For how long the source has been asked for its next row; `None` if it is not being asked.
+        trainer_at: The innermost line of the caller's that waits, where that is known.
         tasks: The stacks of all tasks of the loop.
     """
 
@@ -68,6 +71,7 @@ class StallReport:
     statistics: RolloutStatistics
     rollouts: Sequence[RunningRollout]
     source_s: float | None
+    trainer_at: str
     tasks: str = field(repr=False)
 
     def __str__(self) -> str:
@@ -75,7 +79,8 @@ class StallReport:
         concurrency = "unlimited" if now.capacity.concurrency is None else now.capacity.concurrency
         lines = [
             f"no rollout, row, batch or publication has moved for {self.stalled_s:.1f} s",
-            f"the trainer is {now.trainer} since {now.trainer_s:.1f} s, version {now.version} is published",
+            f"the trainer is {now.trainer} since {now.trainer_s:.1f} s at {self.trainer_at or 'an unknown place'}, "
+            f"version {now.version} is published",
             f"rows: {now.account.in_flight} in flight, {now.account.waiting} kept and not published; room for "
             f"{now.capacity.staleness} samples by staleness, {concurrency} by concurrency",
         ]
@@ -83,9 +88,9 @@ class StallReport:
             lines.append(f"the source has been asked for its next row since {self.source_s:.1f} s")
         if now.worst_lag_s > 1:
             lines.append(f"the event loop stood still for up to {now.worst_lag_s:.1f} s: something blocks it")
-        lines += [str(rollout) for rollout in self.rollouts[:_NAMED]]
-        if len(self.rollouts) > _NAMED:
-            lines.append(f"and {len(self.rollouts) - _NAMED} more rollouts")
+        lines += [str(rollout) for rollout in self.rollouts[:NAMED]]
+        if len(self.rollouts) > NAMED:
+            lines.append(f"and {len(self.rollouts) - NAMED} more rollouts")
         return "\n  ".join(lines)
 
 
@@ -94,18 +99,11 @@ def waiting_at(task: asyncio.Task[Any] | None) -> str:
 
     Those of asyncio and anyio are left out: that somebody sleeps or waits for an event says nothing.
     """
-    inner: Any = None if task is None or task.done() else task.get_coro()
     place = ""
-    while inner is not None:
-        frame = getattr(inner, "cr_frame", None) or getattr(inner, "gi_frame", None) or getattr(inner, "ag_frame", None)
-        if frame is None:
-            break
-        code: CodeType = frame.f_code
+    for frame in _frames(task):
+        code = frame.f_code
         if not code.co_filename.startswith(_PLUMBING):
             place = f"{code.co_filename}:{frame.f_lineno} in {code.co_qualname}"
-        inner = (
-            getattr(inner, "cr_await", None) or getattr(inner, "gi_yieldfrom", None) or getattr(inner, "ag_await", None)
-        )
     return place
 
 
@@ -114,5 +112,19 @@ def dump_tasks() -> str:
     text = io.StringIO()
     for task in sorted(asyncio.all_tasks(), key=lambda task: task.get_name()):
         print(f"{task.get_name()}: {waiting_at(task)}", file=text)
-        task.print_stack(limit=8, file=text)
+        for frame in _frames(task):
+            traceback.print_stack(frame, limit=1, file=text)
     return text.getvalue()
+
+
+def _frames(task: asyncio.Task[Any] | None) -> Iterator[FrameType]:
+    """The frames of the coroutines that a task waits in, from the outermost; asyncio itself tells of the first only."""
+    inner: Any = None if task is None or task.done() else task.get_coro()
+    while inner is not None:
+        frame = getattr(inner, "cr_frame", None) or getattr(inner, "gi_frame", None) or getattr(inner, "ag_frame", None)
+        if frame is None:
+            break
+        yield frame
+        inner = (
+            getattr(inner, "cr_await", None) or getattr(inner, "gi_yieldfrom", None) or getattr(inner, "ag_await", None)
+        )

@@ -45,6 +45,10 @@ HEADLINES = (
     Headline("train/mean_kl", "kl", "KL from the reference"),
     Headline("train/ref_kl", "kl", "KL from the reference"),
     Headline("perf/wait_time_ratio", "waiting", "Part of the time spent waiting for samples"),
+    Headline("perf/overlap_ratio", "overlap", "Part of the time in which sampling and training overlapped"),
+    Headline("perf/sampler_idle_time", "no samples", "Seconds of a step without a rollout"),
+    Headline("rollout/queue_time_mean", "queued", "Seconds that groups lay ready"),
+    Headline("producer/trajectory_drops_total", "lost", "Rollouts that were lost"),
     Headline("rollout/response_len/mean", "length", "Length of answers (tokens)"),
     Headline("train/grad_norm", "grad norm", "Gradient norm"),
 )

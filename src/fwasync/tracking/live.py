@@ -26,7 +26,7 @@ __all__ = ("LiveView",)
 
 _DRAW_EVERY_S = 0.125
 _HISTORY = 512
-_SHOWN = 8
+_SHOWN = 12
 _COLORS = {"train/loss": "cyan", "rollout/reward": "green", "perf/tokens_per_s": "blue"}
 
 

@@ -68,7 +68,7 @@ class APIFuture(Generic[T]):
             return await operation.wait()
         assert scope.cancelled_caught
         raise OperationTimeoutError(
-            f"{operation.verb} has no result after {_now() - started:.1f} s: {self._story()}",
+            f"{operation.verb} has no result after {_now() - started:.1f} s: {operation.story()}{_later(operation)}",
             future=self,
             request_id=self.request_id,
         )
@@ -96,21 +96,13 @@ class APIFuture(Generic[T]):
         """Whether the service applied it or will; `None` while that is open or cannot be known."""
         return self._operation.took_effect
 
-    def _story(self) -> str:
-        operation = self._operation
-        parts = [operation.state]
-        if self.request_id is not None:
-            parts.append(f"request {self.request_id}")
-        parts.append(f"{_now() - operation.created:.1f} s old")
-        if operation.queue_state is not None:
-            parts.append(f"the service says: {operation.queue_state}")
-        if operation.state == "admitted":
-            parts.append("it will take effect; await the future again for its result")
-        return ", ".join(parts)
-
     def __repr__(self) -> str:
         request = "" if self.request_id is None else f" request_id={self.request_id}"
         return f"<APIFuture {self._operation.verb} {self._operation.state} took_effect={self.took_effect}{request}>"
+
+
+def _later(operation: Operation[Any]) -> str:
+    return ", it will take effect; await the future again for its result" if operation.state == "admitted" else ""
 
 
 def _now() -> float:

@@ -29,6 +29,7 @@ T = TypeVar("T")
 
 CHECKPOINT_TIMEOUT_S = 2700.0
 _GRACE_S = 1.0
+_TOLD = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,8 @@ class Statistics:
         unawaited: Those whose outcome nobody has learnt yet, the queued ones among them.
         last_number: The number of the last acknowledged request; 0 before the first.
         broken: Whether the order is in doubt, so that nothing more can be sent.
+        unfinished: Those without an outcome, a line for each of the eight oldest: verb, state, request, age, and what
+            the service says of it.
     """
 
     submitted: int
@@ -77,6 +80,7 @@ class Statistics:
     unawaited: int
     last_number: int
     broken: bool
+    unfinished: tuple[str, ...]
 
 
 class Model:
@@ -128,6 +132,7 @@ class Model:
     def statistics(self) -> Statistics:
         """Counts, as of now."""
         lane = self.lane
+        unfinished = sorted((each for each in self._unobserved if not each.decided), key=lambda each: each.created)
         return Statistics(
             submitted=self._submitted,
             queued=lane.queued,
@@ -135,6 +140,7 @@ class Model:
             unawaited=len(self._unobserved),
             last_number=lane.last_number,
             broken=lane.broken,
+            unfinished=tuple(f"{each.verb}: {each.story()}" for each in unfinished[:_TOLD]),
         )
 
     # -- life ------------------------------------------------------------------------------------

@@ -150,6 +150,16 @@ class Operation(Generic[T]):
         """Remember what the service says of an operation that is not ready."""
         self.queue_state = " ".join(filter(None, (answer.queue_state, answer.reason))) or None
 
+    def story(self) -> str:
+        """Its state, its last request, its age, and what the service says of it."""
+        parts: list[str] = [self.state]
+        if self.request_ids:
+            parts.append(f"request {self.request_ids[-1]}")
+        parts.append(f"{asyncio.get_running_loop().time() - self.created:.1f} s old")
+        if self.queue_state is not None:
+            parts.append(f"the service says: {self.queue_state}")
+        return ", ".join(parts)
+
     # -- the caller's side ---------------------------------------------------------------------
 
     async def wait(self) -> T:

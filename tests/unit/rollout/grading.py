@@ -80,5 +80,25 @@ def shouts() -> float:
     return 1.0 if sys.stdin.read() == "" else 0.0
 
 
+def forks_and_returns(path: str) -> float:
+    """Comes back twice, in a child too, which tells its number and is waited for."""
+    child = os.fork()
+    if child == 0:
+        return 666.0
+    Path(path).write_text(str(child))
+    os.waitpid(child, 0)
+    return 1.0
+
+
+def forks_and_dies(path: str) -> NoReturn:
+    """Leaves a child behind."""
+    child = os.fork()
+    if child:
+        Path(path).write_text(str(child))
+        os._exit(3)
+    while True:
+        time.sleep(1000)
+
+
 def big(size: int) -> bytes:
     return b"x" * size

@@ -46,13 +46,13 @@ def test_a_group_ends_in_one_way_only(size: int, data: st.DataObject) -> None:
     assert verdicts.count("give up") <= 1
 
 
-def tripped(outcomes: str, settings: BreakerSettings | None = None) -> int | None:
-    """After how many outcomes (`.` success, `x` failure) the breaker trips."""
+def tripped(outcomes: str, settings: BreakerSettings | None = None, rows: int = 100) -> int | None:
+    """After how many outcomes (`.` success, `x` failure, of so many rows in turn) the breaker trips."""
     breaker = CircuitBreaker(settings or BreakerSettings())
     for count, outcome in enumerate(outcomes, 1):
         if outcome == ".":
             breaker.succeeded()
-        elif breaker.failed():
+        elif breaker.failed(count % rows):
             return count
     return None
 
@@ -71,6 +71,12 @@ def tripped(outcomes: str, settings: BreakerSettings | None = None) -> int | Non
 )
 def test_the_breaker(outcomes: str, after: int | None) -> None:
     assert tripped(outcomes) == after
+
+
+def test_the_breaker_is_not_tripped_by_one_row() -> None:
+    assert tripped("x" * 40, rows=1) is None
+    assert tripped(".x" * 20, rows=1) is None
+    assert tripped("x", BreakerSettings(consecutive=1), rows=1) == 1
 
 
 def test_a_breaker_that_cannot_work_is_refused() -> None:

@@ -13,6 +13,7 @@ import anyio
 import pytest
 
 from fwasync.errors import ClosedError, RecoverableRolloutError, UsageError
+from fwasync.rollout.breaker import BreakerSettings
 from fwasync.rollout.context import RolloutContext
 from fwasync.rollout.ray_executor import RayExecutor
 from fwasync.rollout.scheduler import AsyncRolloutScheduler
@@ -111,6 +112,33 @@ async def test_a_lost_actor_is_bad_luck_and_replaced() -> None:
             drops = scheduler.statistics().drops
     assert len(batch[0].rollouts) == 2
     assert set(drops) <= {RecoverableRolloutError.__name__, "sibling"}
+
+
+async def dies_once(row: int, ctx: RolloutContext) -> Rollout:
+    if (row, ctx.rollout_index, ctx.attempt) == (0, 7, 0):
+        os._exit(1)
+    if ctx.attempt == 0:
+        await anyio.sleep(3600)
+    return made(ctx)
+
+
+async def test_an_actor_that_is_lost_with_many_rollouts_is_one_failure() -> None:
+    async with RayExecutor(connect, actors=1, options={"num_cpus": 0}) as executor:
+        limits = settings(group_size=8, max_group_retries=1, breaker=BreakerSettings(consecutive=2))
+        async with AsyncRolloutScheduler(range(2), dies_once, limits, sampler="a", executor=executor) as scheduler:
+            (batch,) = await train(scheduler)
+    assert [len(group.rollouts) for group in batch] == [8, 8]
+
+
+async def exits(row: int, ctx: RolloutContext) -> Rollout:
+    sys.exit(2)
+
+
+async def test_a_rollout_that_wants_to_exit_is_told_of() -> None:
+    async with RayExecutor(connect, actors=1, options={"num_cpus": 0}) as executor:
+        async with AsyncRolloutScheduler(range(1), exits, settings(), sampler="a", executor=executor) as scheduler:
+            with pytest.raises(UsageError, match=r"SystemExit\(2\)"):
+                await train(scheduler)
 
 
 async def test_what_cannot_be() -> None:

@@ -146,6 +146,16 @@ async def test_a_process_that_died_while_it_was_idle_is_told_and_replaced() -> N
         assert await rewards.run(grading.length, "x") == 1.0
 
 
+async def test_a_function_that_forks_has_one_answer(tmp_path: Path) -> None:
+    path = tmp_path / "pids"
+    async with AsyncRewardPool(1) as rewards:
+        assert await rewards.run(grading.forks_and_returns, str(path)) == 1.0, "it is waited for, so it has ended"
+        assert await rewards.run(grading.length, "x") == 1.0
+        with pytest.raises(RewardCrashedError, match="exited with 3"):
+            await rewards.run(grading.forks_and_dies, str(path), timeout=1000)
+        await gone(*await told(path))
+
+
 async def test_errors_come_back_with_their_traceback() -> None:
     async with AsyncRewardPool(1) as rewards:
         with pytest.raises(ValueError, match="cannot grade this") as caught:
@@ -196,6 +206,56 @@ async def test_a_run_goes_on_after_a_reward_that_loops_for_ever() -> None:
             drops = scheduler.statistics().drops
     assert [[rollout.reward for rollout in group.rollouts] for batch in batches for group in batch] == [[1, 2, 3]] * 3
     assert drops == {"RewardTimeoutError": 3}
+
+
+OWN = """
+from dataclasses import dataclass
+import anyio
+from fwasync.rollout.rewards import AsyncRewardPool
+{imports}
+
+@dataclass
+class Grade:
+    score: float
+
+class Refused(Exception):
+    pass
+
+def grade(score):
+    return Grade(score)
+
+def refuse(grade):
+    raise Refused(grade.score)
+
+async def main():
+    async with AsyncRewardPool(1) as rewards:
+        made = await rewards.run(grade, 2.0)
+        try:
+            await rewards.run(refuse, made)
+        except Refused as error:
+            print(made, error)
+
+if __name__ == "__main__":
+    anyio.run(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("imports", "arguments"), [("", ["own/program.py"]), ("from . import neighbour", ["-m", "own.program"])]
+)
+async def test_classes_of_the_program_itself_go_both_ways(tmp_path: Path, imports: str, arguments: list[str]) -> None:
+    package = tmp_path / "own"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "neighbour.py").touch()
+    (package / "program.py").write_text(OWN.format(imports=imports))
+    done = await anyio.run_process(
+        [sys.executable, *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        check=False,
+    )
+    assert done.stdout.decode() == "Grade(score=2.0) 2.0\n", done.stderr.decode()
 
 
 PROGRAM = """

@@ -179,6 +179,23 @@ async def test_lost_rollouts_leave_a_smaller_group() -> None:
 
 
 @virtual_time
+async def test_what_is_lost_in_a_task_group_is_counted_by_its_own_name() -> None:
+    async def tool() -> None:
+        raise ConnectionResetError("the sandbox is gone")
+
+    async def rollout(row: int, ctx: RolloutContext) -> Rollout:
+        await anyio.sleep(1)
+        if ctx.rollout_index == 0:
+            async with anyio.create_task_group() as tools:
+                tools.start_soon(tool)
+        return made(ctx)
+
+    async with AsyncRolloutScheduler(range(2), rollout, settings(), sampler=object()) as scheduler:
+        await train(scheduler)
+        assert scheduler.statistics().drops == {"ConnectionResetError": 2}
+
+
+@virtual_time
 async def test_a_group_that_is_given_up_ends_its_siblings_and_is_tried_anew() -> None:
     ended: list[tuple[int, int]] = []
 
@@ -276,7 +293,13 @@ async def test_a_bug_ends_the_run_with_its_own_error() -> None:
 
 @pytest.mark.parametrize(
     ("rollout_result", "error"),
-    [("text", TypeError), (asyncio.CancelledError(), errors.UsageError), (ValueError("no"), ValueError)],
+    [
+        ("text", TypeError),
+        (asyncio.CancelledError(), errors.UsageError),
+        (ValueError("no"), ValueError),
+        (SystemExit(2), errors.UsageError),
+        (StopAsyncIteration(), errors.UsageError),
+    ],
 )
 def test_what_a_rollout_must_not_do(rollout_result: Any, error: type[Exception]) -> None:
     @virtual_time
@@ -295,6 +318,48 @@ def test_what_a_rollout_must_not_do(rollout_result: Any, error: type[Exception])
 
 
 @virtual_time
+async def test_a_rollout_that_cancels_its_own_task_is_told_of() -> None:
+    async def rollout(row: int, ctx: RolloutContext) -> Rollout:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await anyio.sleep(1)
+        return made(ctx)
+
+    async with AsyncRolloutScheduler(range(4), rollout, settings(), sampler=object()) as scheduler:
+        with pytest.raises(errors.UsageError, match="nobody had asked for"):
+            await train(scheduler)
+
+
+@virtual_time
+async def test_when_a_run_has_failed_nothing_is_in_flight_and_every_loss_is_counted() -> None:
+    async def rollout(row: int, ctx: RolloutContext) -> Rollout:
+        await anyio.sleep(ctx.rollout_index)
+        raise ConnectionError("down")
+
+    limits = settings(group_size=8)
+    async with AsyncRolloutScheduler(range(4), rollout, limits, sampler=object()) as scheduler:
+        with pytest.raises(errors.CircuitBreakerTrippedError, match="5 rollouts in a row"):
+            await train(scheduler)
+        await anyio.sleep(0.1)
+        statistics = scheduler.statistics()
+    assert statistics.drops == {"ConnectionError": 5}
+    assert (statistics.in_flight, statistics.oldest_s) == (0, 0)
+    assert statistics.account.submitted == statistics.account.in_flight == 2, "which are not settled"
+
+
+@virtual_time
+async def test_an_async_filter_is_refused_rather_than_taken_for_yes() -> None:
+    async def keep(group: object) -> bool:
+        return False
+
+    wrong: Any = keep
+    async with AsyncRolloutScheduler(range(4), second, settings(), sampler=object(), keep=wrong) as scheduler:
+        with pytest.raises(errors.UsageError, match="plain"):
+            await train(scheduler)
+
+
+@virtual_time
 async def test_the_breaker_ends_the_run() -> None:
     async def rollout(row: int, ctx: RolloutContext) -> Rollout:
         await anyio.sleep(1)
@@ -308,6 +373,52 @@ async def test_the_breaker_ends_the_run() -> None:
         assert isinstance(caught.value.__cause__, ConnectionRefusedError)
         assert scheduler.version == 2
         assert scheduler.state().position == 4
+
+
+@virtual_time
+async def test_a_row_whose_every_rollout_fails_has_failed_and_the_run_goes_on() -> None:
+    async def rollout(row: int, ctx: RolloutContext) -> Rollout:
+        await anyio.sleep(1)
+        if row == 1:
+            raise ConnectionResetError("this prompt kills the sandbox")
+        return made(ctx)
+
+    limits = settings(group_size=8, min_group_size=1)
+    async with AsyncRolloutScheduler(range(5), rollout, limits, sampler=object()) as scheduler:
+        batches = await train(scheduler)
+        account = scheduler.statistics().account
+    assert [rows_of(batch) for batch in batches] == [[0, 2], [3, 4]]
+    assert (account.kept, account.failed, account.refilled) == (4, 1, 1)
+
+
+@virtual_time
+async def test_rollouts_that_are_stuck_do_not_trip_the_breaker_while_others_succeed() -> None:
+    async def rollout(row: int, ctx: RolloutContext) -> Rollout:
+        await anyio.sleep(1000 if ctx.rollout_index == 3 or row >= 8 else 1)
+        return made(ctx)
+
+    limits = settings(groups_per_batch=8, rollout_timeout=10.0)
+    async with AsyncRolloutScheduler(range(40), rollout, limits, sampler=object()) as scheduler:
+        batches = await train(scheduler, batches=1)
+        assert [len(group.rollouts) for group in batches[0]] == [3] * 8, "eight have ended at once, at their deadline"
+        with pytest.raises(errors.CircuitBreakerTrippedError, match="5 rollouts in a row"):
+            await train(scheduler)
+
+
+@virtual_time
+async def test_the_breaker_counts_what_ends_many_rollouts_once() -> None:
+    async def rollout(row: int, ctx: RolloutContext) -> Rollout:
+        await anyio.sleep(1)
+        if ctx.attempt == 0:
+            raise errors.RecoverableRolloutError("the machine is lost", repeated=ctx.rollout_index > 0)
+        return made(ctx)
+
+    limits = settings(group_size=8, max_group_retries=1)
+    async with AsyncRolloutScheduler(range(2), rollout, limits, sampler=object()) as scheduler:
+        batches = await train(scheduler)
+        drops = scheduler.statistics().drops
+    assert [rows_of(batch) for batch in batches] == [[0, 1]]
+    assert drops == {"RecoverableRolloutError": 14, "sibling": 2}
 
 
 @virtual_time
@@ -364,6 +475,26 @@ async def test_a_source_without_rows_is_a_run_without_batches() -> None:
         assert await train(scheduler) == []
         with pytest.raises(StopAsyncIteration):
             await anext(scheduler)
+
+
+@virtual_time
+async def test_a_source_that_is_not_at_its_end_is_closed_before_the_run_is_left() -> None:
+    is_closed = False
+
+    async def rows() -> AsyncGenerator[int]:
+        nonlocal is_closed
+        try:
+            for number in range(100):
+                yield number
+        finally:
+            await anyio.sleep(1)
+            is_closed = True
+
+    source = rows()
+    async with AsyncRolloutScheduler(source, second, settings(), sampler=object()) as scheduler:
+        await train(scheduler, batches=1)
+        assert not is_closed
+    assert is_closed
 
 
 @virtual_time
@@ -465,6 +596,16 @@ async def test_a_scheduler_whose_sampler_cannot_be_entered_does_not_open() -> No
     with pytest.raises(ConnectionError, match="no sampler here"):
         async with scheduler:
             pytest.fail("not reached")
+
+
+@virtual_time
+async def test_a_scheduler_is_entered_once() -> None:
+    async with AsyncRolloutScheduler(range(2), second, settings(), sampler=object()) as scheduler:
+        with pytest.raises(errors.UsageError, match="entered once"):
+            await scheduler.__aenter__()
+        assert len(await train(scheduler)) == 1
+    with pytest.raises(errors.UsageError, match="entered once"):
+        await scheduler.__aenter__()
 
 
 @virtual_time

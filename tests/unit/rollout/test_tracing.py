@@ -19,13 +19,24 @@ from fwasync.testing import virtual_time
 from unit.rollout.runs import made, settings, train
 
 
+class Span(trace.NonRecordingSpan):
+    def __init__(self, context: trace.SpanContext, failed: dict[int, str]) -> None:
+        super().__init__(context)
+        self.failed = failed
+
+    def set_status(self, status: Any, description: str | None = None) -> None:
+        if status is trace.StatusCode.ERROR:
+            self.failed[self.get_span_context().span_id] = str(description)
+
+
 class Tracer(trace.Tracer):
     def __init__(self) -> None:
         self.started: list[tuple[str, Any, Any, list[Any]]] = []
+        self.failed: dict[int, str] = {}
 
     def start_span(self, name: str, context: Any = None, **options: Any) -> trace.Span:
         number = len(self.started) + 1
-        span = trace.NonRecordingSpan(trace.SpanContext(1, number, is_remote=False))
+        span = Span(trace.SpanContext(1, number, is_remote=False), self.failed)
         links = [link.context.span_id for link in options.get("links") or []]
         self.started.append((name, number, options["attributes"], links))
         return span
@@ -61,6 +72,25 @@ def test_rollouts_and_batches_are_spans(monkeypatch: pytest.MonkeyPatch) -> None
     batches = [links for name, _, _, links in tracer.started if name == "fwasync.train_batch"]
     kept = [{current[row, number] for row in rows for number in range(3)} for rows in ((0, 1), (2,))]
     assert [set(links) for links in batches] == kept
+
+
+def test_the_span_of_a_rollout_that_is_over_its_time_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    tracer = Tracer()
+    monkeypatch.setattr(trace, "get_tracer", lambda name: tracer)
+
+    async def rollout(row: int, ctx: RolloutContext) -> Rollout | None:
+        await anyio.sleep(100 if ctx.rollout_index == 3 else 1)
+        return made(ctx)
+
+    @virtual_time
+    async def run() -> None:
+        limits = settings(rollout_timeout=10.0)
+        async with AsyncRolloutScheduler(range(1), rollout, limits, sampler=object()) as scheduler:
+            await train(scheduler)
+
+    run()
+    (late,) = [number for _, number, attributes, _ in tracer.started if attributes.get("fwasync.rollout") == 3]
+    assert tracer.failed == {late: "ended by CancelledError"}
 
 
 def test_without_opentelemetry_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:

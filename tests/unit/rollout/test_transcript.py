@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fwasync.errors import ProtocolError, UsageError
+from fwasync.errors import ProtocolError, RecoverableRolloutError, UsageError
 from fwasync.rollout.context import Policy, RolloutContext
 from fwasync.rollout.trajectory import Rollout, RolloutGroup, Segment, rewards_differ, rollout_datums
 from fwasync.rollout.transcript import TokenTranscript
@@ -88,6 +88,11 @@ def test_rollouts_that_cannot_be_are_refused() -> None:
         Rollout((good,), float("nan"))
     with pytest.raises(UsageError, match="lengths"):
         Segment(good.tokens, good.logprobs[:1], good.mask, good.versions)
+    with pytest.raises(UsageError, match="array of bool"):
+        numbers: Any = good.mask.astype(np.int64)  # which would be taken for places
+        Segment(good.tokens, good.logprobs, numbers, good.versions)
+    with pytest.raises(UsageError, match="without a version"):
+        Segment(good.tokens, good.logprobs, good.mask, np.full(2, -1, np.int32))
 
 
 def test_groups_whose_rewards_are_equal_have_nothing_to_teach() -> None:
@@ -117,12 +122,14 @@ class Client:
 
 
 class Deployment:
-    def __init__(self) -> None:
+    def __init__(self, tokens: list[int] | None = None) -> None:
+        self.tokens = [5, 6] if tokens is None else tokens
         self.asked: list[dict[str, Any]] = []
 
     async def sample_with_prompt_tokens(self, prompt_token_ids: Any, n: int = 1, **options: Any) -> list[Any]:
         self.asked.append({"prompt": list(prompt_token_ids), "n": n, **options})
-        return [SimpleNamespace(completion_tokens=[5, 6], inference_logprobs=[-1.0, -2.0], finish_reason="length")]
+        logprobs = [-1.0] * len(self.tokens) or None
+        return [SimpleNamespace(completion_tokens=self.tokens, inference_logprobs=logprobs, finish_reason="length")]
 
 
 def context(sampler: Any, versions: list[int]) -> RolloutContext:
@@ -168,6 +175,16 @@ async def test_a_deployment_is_sampled_from_in_the_same_way() -> None:
     assert not turn.finished
     (asked,) = deployment.asked
     assert (asked["prompt"], asked["n"], asked["logprobs"], asked["stop"]) == ([1], 1, True, [0])
+
+
+async def test_a_policy_that_says_nothing_loses_the_rollout_and_not_the_run() -> None:
+    session = context(Deployment([]), [0, 0]).session()
+    with pytest.raises(UsageError):
+        session.rollout(1.0)
+    session.append([1])
+    assert (await session.sample(max_tokens=2)).tokens == ()
+    with pytest.raises(RecoverableRolloutError, match="without a token"):
+        session.rollout(1.0)
 
 
 async def test_a_sampler_without_logprobs_is_found_out() -> None:

@@ -12,6 +12,7 @@ import anyio
 import pytest
 
 from fwasync.errors import RolloutStalledError
+from fwasync.rollout import producer
 from fwasync.rollout.context import RolloutContext
 from fwasync.rollout.scheduler import AsyncRolloutScheduler
 from fwasync.rollout.trajectory import Rollout
@@ -53,15 +54,17 @@ async def test_a_stuck_rollout_ends_the_run_with_its_name_and_its_place() -> Non
 @virtual_time
 async def test_a_stuck_trainer_is_told_from_a_stuck_rollout_and_is_ended_where_it_waits() -> None:
     ended = False
-    with pytest.raises(RolloutStalledError, match="the trainer is training since 600"):
+    with pytest.raises(RolloutStalledError, match="the trainer is training since 600") as caught:
         async with AsyncRolloutScheduler(range(2), stuck_never, settings(**PATIENT), sampler=object()) as scheduler:
             async for batch in scheduler:
                 await batch.collect()
                 try:
-                    await anyio.sleep_forever()
+                    await a_tool_that_never_answers()
                 finally:
                     ended = True
     assert ended
+    assert "in a_tool_that_never_answers, version 0 is published" in str(caught.value)
+    assert caught.value.tasks.count("await a_tool_that_never_answers()") == 1, "all of a task's frames are told"
     assert len(asyncio.all_tasks()) == 1
 
 
@@ -153,6 +156,25 @@ async def test_a_row_that_could_never_be_admitted_is_an_error_and_no_hang() -> N
     async with scheduler:
         with pytest.raises(RolloutStalledError, match=r"row 0 can never be admitted.*100 reserved"):
             await train(scheduler)
+
+
+async def test_who_does_not_let_itself_be_cancelled_is_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(producer, "_STAYING_S", 0.01)
+    begun, hangs_at = anyio.Event(), time.monotonic() + 60
+
+    async def rollout(row: int, ctx: RolloutContext) -> Rollout:
+        begun.set()
+        while "cannot be left" not in caplog.text and time.monotonic() < hangs_at:
+            with contextlib.suppress(asyncio.CancelledError):
+                await anyio.sleep(0.001)
+        return made(ctx)
+
+    limits = settings(group_size=1, groups_per_batch=1)
+    async with AsyncRolloutScheduler(range(1), rollout, limits, sampler=object()):
+        await begun.wait()
+    assert "row 0, rollout 0 (version 0): running for" in caplog.text
 
 
 async def test_an_event_loop_that_stood_still_is_seen() -> None:

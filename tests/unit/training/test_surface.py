@@ -159,6 +159,10 @@ async def test_statistics_and_repr_count() -> None:
         await until(lambda: first.state == "admitting")
         counts = client.statistics()
         assert (counts.submitted, counts.queued, counts.admitting, counts.unawaited) == (2, 1, 1, 2)
+        assert [line.partition(", ")[0] for line in counts.unfinished] == [
+            "forward_backward: admitting",
+            "optim_step: queued",
+        ]
         assert "1 queued, 1 being sent, 2 not awaited" in repr(client)
         assert repr(second) == "<APIFuture optim_step queued took_effect=None>"
         gate.set()
@@ -166,6 +170,7 @@ async def test_statistics_and_repr_count() -> None:
         await second
         counts = client.statistics()
         assert (counts.queued, counts.admitting, counts.unawaited, counts.last_number) == (0, 0, 0, 2)
+        assert counts.unfinished == ()
         assert repr(first) == "<APIFuture forward_backward done took_effect=True request_id=req-1>"
 
 
