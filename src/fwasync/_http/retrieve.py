@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from fwasync._wire.messages import RetrieveFutureRequest, encode
 from fwasync.errors import OperationFailedError, ResultLostError, RetryBudgetExhaustedError
 
 __all__ = ("retrieve",)
+
+logger = logging.getLogger("fwasync.http")
 
 _POLL_TIMEOUT_S = 60.0
 # A service that says "not ready" at once, instead of holding the poll, is not asked more often than this.
@@ -50,6 +53,8 @@ async def retrieve(
         accept: What the result may come in.
         on_wait: Told of every "not ready".
 
+    What the service says of work that it has paused is logged, once for each thing it says.
+
     The service's retry policy bounds an unbroken row of polls that fail; a poll that is answered starts the budget
     anew.
 
@@ -65,6 +70,7 @@ async def retrieve(
     metadata_only = True
     failures = 0
     failing_since = 0.0
+    told = NotReady(None, None)
     while True:
         started = clock()
         poll = await _poll(http, request_id, metadata_only=metadata_only, accept=accept)
@@ -88,6 +94,9 @@ async def retrieve(
                 metadata_only, failures, delay = False, 0, 0.0
             case NotReady():
                 failures, delay = 0, started + _SHORTEST_POLL_S - clock()
+                if poll.outcome != told and poll.outcome.is_paused:
+                    logger.warning("%s waits: the service says %s", what, http.safe(poll.outcome))
+                told = poll.outcome
                 if on_wait is not None:
                     on_wait(poll.outcome)
             case Transient() | PayloadHeld():  # a payload that is asked for and still held is no answer either

@@ -32,10 +32,18 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class NotReady:
-    """The long poll ended without a result."""
+    """The long poll ended without a result; as a text, what the service says of that."""
 
     queue_state: str | None
     reason: str | None
+
+    def __str__(self) -> str:
+        return " ".join(filter(None, (self.queue_state, self.reason)))
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether the service does not work on it for now, because of its load or of the account's limits."""
+        return self.queue_state is not None and self.queue_state.startswith("paused")
 
 
 @dataclass(frozen=True, slots=True)

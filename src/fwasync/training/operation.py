@@ -148,7 +148,7 @@ class Operation(Generic[T]):
 
     def note_wait(self, answer: NotReady) -> None:
         """Remember what the service says of an operation that is not ready."""
-        self.queue_state = " ".join(filter(None, (answer.queue_state, answer.reason))) or None
+        self.queue_state = str(answer) or None
 
     def story(self) -> str:
         """Its state, its last request, its age, and what the service says of it."""

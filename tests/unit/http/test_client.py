@@ -130,6 +130,24 @@ async def test_polling_goes_on_until_there_is_a_result() -> None:
 
 
 @virtual_time
+async def test_what_a_service_says_of_paused_work_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    paused = [{"queue_state": "paused_capacity"}] * 3 + [
+        {"queue_state": "paused_rate_limit", "queue_state_reason": KEY}
+    ]
+    http, _ = scripted(
+        *[httpx.Response(408, json={"type": "try_again", **state}) for state in paused],
+        httpx.Response(408, json={"type": "try_again", "queue_state": "active"}),
+        httpx.Response(200, json={"metrics": {}}),
+    )
+    async with http:
+        await retrieve(http, "r", what="creating a model")
+    assert [record.getMessage() for record in caplog.records] == [
+        "creating a model waits: the service says paused_capacity",
+        "creating a model waits: the service says paused_rate_limit ***",
+    ]
+
+
+@virtual_time
 async def test_failing_polls_never_spin_and_end_within_the_budget() -> None:
     http, seen = scripted(*[httpx.Response(503) for _ in range(10_000)])
     async with http:
