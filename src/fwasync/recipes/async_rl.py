@@ -33,7 +33,7 @@ from fwasync.data.prompts import PromptRow
 from fwasync.errors import FwasyncError, UsageError
 from fwasync.recipes.async_config import Config
 from fwasync.recipes.batches import Batches
-from fwasync.recipes.callbacks import StepCallback, called
+from fwasync.recipes.callbacks import StepCallback, called, judged
 from fwasync.recipes.collecting import Collected, RowCounts
 from fwasync.recipes.groups import PromptGroup, RewardFn, TakenRow, is_async
 from fwasync.recipes.meanwhile import meanwhile
@@ -241,7 +241,7 @@ class _Training:
         is_new = not self.number and not any(record.phase == PHASE for record in self.run.records)
         await served.publish(self.number)
         if self.evaluate is not None and is_new:
-            self.run.log(PHASE, 0, await called(self.evaluate(0, served)))
+            self.run.log(PHASE, 0, await judged(self.evaluate(0, served)))
         async with scheduler, meanwhile(self._look, scheduler, stop):
             while not self.is_over and not stop.requested:
                 batch = None
@@ -300,7 +300,7 @@ class _Training:
             "perf/train_tokens_per_s": passes.targets / max(told["perf/train_time"], 1e-9),
         }
         if self.evaluate is not None and (self.is_over or number % config.evaluation_interval == 0):
-            metrics |= {} if unserved else await called(self.evaluate(number, served))
+            metrics |= {} if unserved else await judged(self.evaluate(number, served))
         if config.trajectory_dir is not None:
             await anyio.to_thread.run_sync(write_trajectories, config.trajectory_dir, number, kept)
         self.run.log(PHASE, number, metrics)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,6 +26,7 @@ from fwasync.data.rendering import resolve_renderer
 from fwasync.errors import DatasetError, UsageError
 from fwasync.losses import PolicyLoss
 from fwasync.recipes.batches import Batches
+from fwasync.recipes.callbacks import Judgement
 from fwasync.recipes.collecting import RowCounts
 from fwasync.recipes.policy_config import PolicyConfig
 from fwasync.recipes.policy_update import PolicyUpdate
@@ -41,7 +42,7 @@ from fwasync.training.custom_loss import require_torch
 
 __all__ = ("PolicySession", "Result", "SampledEvalFn", "dry_policy_run", "open_session", "recorded_policy_run")
 
-SampledEvalFn = Callable[[int, ServedPolicy], Awaitable[Mapping[str, float]] | Mapping[str, float]]
+SampledEvalFn = Callable[[int, ServedPolicy], Judgement]
 """`(step, policy) -> metrics`, called every `evaluation_interval` steps and after the last. Nothing is trained then.
 `policy` samples the weights that were published last. The metrics are logged with the step's own."""
 

@@ -298,3 +298,36 @@ async def test_a_judge_sees_the_weights_of_its_step(tmp_path: Path) -> None:
     assert log[log.index("judge 3") + 1] == "forward_backward 4"
     assert log[-1] == "judge 6"
     assert [record.get("eval/mine") for record in fixture.records] == [None, None, 7, None, None, 7]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (ValueError("no memory"), "no memory"),
+        (3, "must give a mapping of names to numbers, got int"),
+        ({"eval/mine": "good"}, "metric 'eval/mine' is 'good', which is no number"),
+    ],
+)
+async def test_a_judge_that_fails_costs_neither_the_step_nor_its_checkpoint(
+    tmp_path: Path, given: Any, told: str
+) -> None:
+    fixture = Fixture(tmp_path, ["a", "b"])
+
+    def judge(step: int, client: Any) -> Any:
+        if isinstance(given, Exception):
+            raise given
+        return given
+
+    with pytest.raises((ValueError, UsageError), match=told):
+        await fixture.train(batch_size=1, calls={"evaluate": judge})
+    assert [record["step"] for record in fixture.records] == [1, 2]
+    entry = await CheckpointLedger(tmp_path / "run").latest()
+    assert entry is not None
+    assert (entry.name, entry.sampler_path) == ("step-2", "snapshot:step-2")
+
+
+async def test_a_judge_may_have_nothing_to_tell(tmp_path: Path) -> None:
+    fixture = Fixture(tmp_path, ["a", "b"])
+    judged: list[int] = []
+    result = await fixture.train(batch_size=1, calls={"evaluate": lambda step, client: judged.append(step)})
+    assert (result.steps, judged) == (2, [2])
