@@ -38,7 +38,7 @@ async def judged(result: Judgement) -> dict[str, float]:
     Raises:
         UsageError: They are not a mapping of names to numbers.
     """
-    metrics: object = await called(result)
+    metrics = cast("object", await called(result))
     if metrics is None:
         return {}
     if not isinstance(metrics, Mapping):
