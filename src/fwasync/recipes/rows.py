@@ -138,6 +138,7 @@ async def load_rows(
     *,
     renderer_name: str = "",
     train_on_what: str = TrainOnWhat.ALL_ASSISTANT_MESSAGES,
+    split: bool = False,
     max_examples: int | None = None,
 ) -> TrainingRows[Row]:
     """Read and tokenize a file of chats, in a worker thread.
@@ -148,6 +149,7 @@ async def load_rows(
         renderer_name: `module:attribute` of a renderer, instead of the tokenizer's chat template; see
             `resolve_renderer`.
         train_on_what: Which messages are learnt; see `TrainOnWhat`.
+        split: Make a row of each answer; see `split_answers`.
         max_examples: Only so many rows are read.
 
     Raises:
@@ -162,6 +164,7 @@ async def load_rows(
         max_seq_len=sys.maxsize,
         renderer=renderer_name or None,
         train_on_what=TrainOnWhat.parse(train_on_what),
+        split=split,
         max_rows=max_examples,
     )
     return TrainingRows(source, found.rows, tuple(row.line for row in found.rows))

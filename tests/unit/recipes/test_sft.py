@@ -331,3 +331,36 @@ async def test_a_judge_may_have_nothing_to_tell(tmp_path: Path) -> None:
     judged: list[int] = []
     result = await fixture.train(batch_size=1, calls={"evaluate": lambda step, client: judged.append(step)})
     assert (result.steps, judged) == (2, [2])
+
+
+async def test_each_answer_may_be_a_row(tmp_path: Path) -> None:
+    fixture = Fixture(tmp_path, [])
+    turns = [("user", "?"), ("assistant", "a"), ("user", "!"), ("assistant", "bb")]
+    row = {"messages": [{"role": role, "content": content} for role, content in turns]}
+    fixture.data.write_text(f"{json.dumps(row)}\n" * 3)
+    result = await fixture.train(batch_size=6, split=True)
+    assert [len(batch) for _, batch in fixture.trainer.batches] == [6]
+    lengths = {
+        datum.model_input.length: np.count_nonzero(datum.loss_fn_inputs["weights"].to_numpy())
+        for _, batch in fixture.trainer.batches
+        for datum in batch
+    }
+    short, long = sorted(lengths)
+    assert (lengths[short], lengths[long], short < long) == (2, 3, True)  # with the marker that ends it
+    assert result.checkpoint is not None
+    assert result.checkpoint.data_consumed == 6
+    with pytest.raises(UsageError, match="train_on_what is all_tokens; set one of them"):
+        config(split=True, train_on_what="all_tokens").check()
+
+
+async def test_answers_of_a_chat_are_trained_on_or_evaluated_together(tmp_path: Path) -> None:
+    fixture = Fixture(tmp_path, [])
+    rows = [
+        {"messages": [{"role": role, "content": chat} for role in ("user", "assistant") * 2]} for chat in ("1", "2")
+    ]
+    fixture.data.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    await fixture.train(split=True, eval_auto_carveout=True, eval_carve_ratio=0.5, save_final_checkpoint=False)
+    ((_, trained),) = fixture.trainer.batches
+    (judged,) = fixture.trainer.forwards
+    chats = [[set(b"12") & set(datum.model_input.to_ints()) for datum in batch] for batch in (trained, judged)]
+    assert sorted(chats, key=str) == [[{49}, {49}], [{50}, {50}]]
