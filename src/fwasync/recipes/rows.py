@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from fwasync.data.chat import ChatTokenizer
 from fwasync.data.jsonl import Faults, Parse, Problem
-from fwasync.data.loading import open_lines, take_all
+from fwasync.data.loading import open_lines, source_name, take_all
 from fwasync.data.pairs import Pair, load_preferences
 from fwasync.data.parity import compare_rows
 from fwasync.data.rendering import TrainOnWhat
@@ -167,7 +167,7 @@ async def load_rows(
         split=split,
         max_rows=max_examples,
     )
-    return TrainingRows(source, found.rows, tuple(row.line for row in found.rows))
+    return TrainingRows(source_name(source), found.rows, tuple(row.line for row in found.rows))
 
 
 def describe_dropped(dropped: Sequence[Problem], rows: int) -> str:
@@ -205,7 +205,7 @@ async def load_pairs(source: str, tokenizer: ChatTokenizer, *, renderer_name: st
     pairs = {pair.line: pair for pair in found.pairs}
     dropped = tuple(Problem(row.line, "", f"{row.cause}: {row.reason}") for row in found.left_out)
     lines = tuple(sorted([*pairs, *(problem.line for problem in dropped)]))
-    return TrainingRows(source, tuple(pairs.get(line) for line in lines), lines, dropped)
+    return TrainingRows(source_name(source), tuple(pairs.get(line) for line in lines), lines, dropped)
 
 
 async def count_rows(source: str, parse: Parse[Any], *, max_rows: int | None = None) -> int:

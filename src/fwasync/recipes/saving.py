@@ -10,6 +10,7 @@ from fwasync.checkpoints.ledger import CheckpointEntry, CheckpointLedger
 from fwasync.checkpoints.promotion import promote
 from fwasync.checkpoints.resume import INIT_KEY, ResumeInfo, find_resume
 from fwasync.checkpoints.saving import CheckpointKind, PendingCheckpoint, submit_checkpoint
+from fwasync.data.loading import source_name
 from fwasync.errors import UsageError
 from fwasync.recipes.config import RecipeConfig
 from fwasync.recipes.runner import Runner
@@ -168,7 +169,7 @@ class Checkpoints:
         before = start.entry.extra.get(DATA_KEY) if start is not None and start.entry is not None else None
         if before is not None and before != self.marks.get(DATA_KEY):
             raise UsageError(
-                f"{self.config.dataset} is not what it was when {self.run.log_path} was begun (its rows, the "
-                "tokenizer or max_seq_len have changed), so it is not known which rows are done. To train on the new "
-                f"rows, give another log_path, and {start.path if start else ''} as init_from_checkpoint."
+                f"{source_name(self.config.dataset)} is not what it was when {self.run.log_path} was begun (its rows, "
+                "the tokenizer or max_seq_len have changed), so it is not known which rows are done. To train on the "
+                f"new rows, give another log_path, and {start.path if start else ''} as init_from_checkpoint."
             )

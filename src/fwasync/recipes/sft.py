@@ -20,6 +20,7 @@ from fwasync import APIFuture, AsyncTrainingClient
 from fwasync.config import WandBConfig
 from fwasync.data.chat import ChatTokenizer
 from fwasync.data.jsonl import read_chat
+from fwasync.data.loading import source_name
 from fwasync.data.rendering import TrainOnWhat
 from fwasync.data.supervised import Row, mean_loss, supervised_batch
 from fwasync.errors import FwasyncError
@@ -137,12 +138,13 @@ async def dry_run(config: Config, *, tokenizer: ChatTokenizer | None, max_seq_le
         count = await count_rows(config.dataset, read_chat, max_rows=config.max_examples)
         usable, told = [True] * count, "tokens: not known without the model's tokenizer"
         steps = [] if config.split else Plan.of(config, usable).describe(config)
-        return [f"{config.dataset}: {count} rows", told, *steps]
+        return [f"{source_name(config.dataset)}: {count} rows", told, *steps]
     rows = _limited(config, await _load(config, tokenizer), limit or sys.maxsize)[0]
     tokens = sum(row.length for row in rows.kept())
     trained = sum(int(np.count_nonzero(row.weights)) for row in rows.kept())
+    what = "answers, of which each is a row" if config.split else "rows"
     return [
-        f"{config.dataset}: {len(rows.rows)} {'answers, of which each is a row' if config.split else 'rows'}",
+        f"{source_name(config.dataset)}: {len(rows.rows)} {what}",
         f"tokens: {tokens:,}, of which {trained:,} are trained on",
         rows.describe_dropped() or (f"no row has more than {limit} tokens" if limit else "no row is left out so far"),
         await describe_parity(
