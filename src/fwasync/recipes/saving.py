@@ -17,7 +17,7 @@ from fwasync.recipes.runner import Runner
 from fwasync.recipes.trainers import Trainers, Where
 from fwasync.tracking.run import Run
 
-__all__ = ("DATA_KEY", "Checkpoints", "find_start")
+__all__ = ("DATA_KEY", "Checkpoints", "describe_start", "find_start")
 
 DATA_KEY = "data_digest"
 """The key of a line that stands for the rows which its cursor counts."""
@@ -44,11 +44,14 @@ async def find_start(config: RecipeConfig, where: Where, run: Run, phase: str) -
             f"its weights, give another log_path, and {start.path} as init_from_checkpoint"
         )
     if start is not None:
-        done = (
-            f"{start.step} steps and {start.data_consumed} rows are done" if start.entry else "a new run on its weights"
-        )
-        run.message(f"going on from {start.path}: {done}")
+        run.message(describe_start(start))
     return start
+
+
+def describe_start(start: ResumeInfo) -> str:
+    """A sentence on where a run goes on."""
+    done = f"{start.step} steps and {start.data_consumed} rows are done" if start.entry else "a new run on its weights"
+    return f"going on from {start.path}: {done}"
 
 
 @dataclass(frozen=True, slots=True)
