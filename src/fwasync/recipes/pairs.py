@@ -79,7 +79,7 @@ async def dry_run(config: PairsConfig, *, tokenizer: ChatTokenizer | None, max_s
     **Cancellation:** nothing remains.
     """
     config.check()
-    limit = config.max_seq_len or max_seq_len
+    limit = config.longest(max_seq_len)
     if tokenizer is None:
         count = await count_rows(config.dataset, read_preference)
         usable, told = [True] * count, "tokens: not known without the model's tokenizer"

@@ -242,7 +242,7 @@ async def dry_policy_run(
     **Cancellation:** nothing remains.
     """
     rows = await load_prompts(config.dataset, max_rows=config.max_rows)
-    usable, limit = [True] * len(rows), config.max_seq_len or max_seq_len
+    usable, limit = [True] * len(rows), config.longest(max_seq_len)
     found = [f"{source_name(config.dataset)}: {len(rows)} rows"]
     source = config.tokenizer_name or tokenizer
     if source is None:

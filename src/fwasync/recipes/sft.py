@@ -133,7 +133,7 @@ async def dry_run(config: Config, *, tokenizer: ChatTokenizer | None, max_seq_le
     **Cancellation:** nothing remains.
     """
     config.check()
-    limit = config.max_seq_len or max_seq_len
+    limit = config.longest(max_seq_len)
     if tokenizer is None:
         count = await count_rows(config.dataset, read_chat, max_rows=config.max_examples)
         usable, told = [True] * count, "tokens: not known without the model's tokenizer"

@@ -364,3 +364,13 @@ async def test_answers_of_a_chat_are_trained_on_or_evaluated_together(tmp_path: 
     (judged,) = fixture.trainer.forwards
     chats = [[set(b"12") & set(datum.model_input.to_ints()) for datum in batch] for batch in (trained, judged)]
     assert sorted(chats, key=str) == [[{49}, {49}], [{50}, {50}]]
+
+
+async def test_rows_that_the_model_cannot_take_are_left_out_whatever_is_asked_for(tmp_path: Path) -> None:
+    fixture = Fixture(tmp_path, ["a", "b" * 40])
+    result = await fixture.train(context=20, max_seq_len=1000)
+    assert result.rows.usable == [True, False]
+    (tmp_path / "more").mkdir()
+    fixture = Fixture(tmp_path / "more", ["a", "b" * 40])
+    result = await fixture.train(context=None, max_seq_len=1000)
+    assert result.rows.usable == [True, True]
