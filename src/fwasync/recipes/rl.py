@@ -231,10 +231,10 @@ class _Training:
         try:
             if self.evaluate is not None and not failure and (last or number % config.evaluation_interval == 0):
                 metrics |= await judged(self.evaluate(number, session.served))
-        except Exception as error:  # what is done is logged and saved, however it is judged
-            failure = error
-        if config.trajectory_dir is not None:
-            await anyio.to_thread.run_sync(write_trajectories, config.trajectory_dir, number, collected.kept)
+            if config.trajectory_dir is not None:
+                await anyio.to_thread.run_sync(write_trajectories, config.trajectory_dir, number, collected.kept)
+        except Exception as error:  # what is done is logged and saved, whatever comes after it
+            failure = failure or error
         self.run.log(PHASE, number, metrics)
         if saving is not None:
             self.checkpoint = await session.checkpoints.finish(saving)

@@ -315,3 +315,12 @@ async def test_weights_that_are_not_taken_cost_no_step(tmp_path: Path, monkeypat
     assert [record["step"] for record in fixture.records] == [1, 2]
     (entry,) = await CheckpointLedger(tmp_path / "run").entries()
     assert (entry.step, entry.data_consumed, judged) == (2, fixture.records[-1]["train/data_consumed"], [1])
+
+
+async def test_answers_that_cannot_be_written_cost_no_step(tmp_path: Path) -> None:
+    fixture = Fixture(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        await fixture.train(dcp_save_interval=1, trajectory_dir=tmp_path / "file" / "answers")
+    assert [record["step"] for record in fixture.records] == [1]
+    assert [entry.step for entry in await CheckpointLedger(tmp_path / "run").entries()] == [1]
