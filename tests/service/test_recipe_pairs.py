@@ -17,11 +17,12 @@ from fwasync import (
     AsyncDeploymentManager,
     AsyncFireworksClient,
     AsyncTrainerJobManager,
+    AsyncWeightSyncer,
     DeployConfig,
     TrainerJobConfig,
 )
 from fwasync.checkpoints.ledger import CheckpointLedger
-from fwasync.errors import NotFoundError, OperationFailedError, UsageError
+from fwasync.errors import HotLoadFailedError, NotFoundError, OperationFailedError, UsageError
 from fwasync.local import LocalService, launch
 from fwasync.recipes import dpo, orpo, sort_digits
 from fwasync.recipes.stopping import StopRequest
@@ -289,3 +290,34 @@ async def test_weights_reach_a_deployment_and_what_is_not_ours_stays(data: Path)
             with pytest.raises(NotFoundError):
                 await deployments.get("mine")
     assert served == [False, False, True, False, False, True, False, True]
+
+
+async def test_weights_of_the_last_step_get_there_when_a_run_goes_on(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: list[str] = []
+    save_and_hotload = AsyncWeightSyncer.save_and_hotload
+
+    async def fails_once(syncer: AsyncWeightSyncer, name: str, *args: Any, **options: Any) -> Any:
+        names.append(name)
+        if len(names) == 1:
+            raise HotLoadFailedError("no memory")
+        return await save_and_hotload(syncer, name, *args, **options)
+
+    monkeypatch.setattr(AsyncWeightSyncer, "save_and_hotload", fails_once)
+    async with launch() as local:
+        config = settings(
+            dpo,
+            data,
+            infra={"training_shape_id": SHAPE},
+            lora_rank=4,
+            max_steps=2,
+            weight_sync={"weight_sync_interval": 3},
+            tokenizer_model=str(local.data_dir / "tokenizer"),
+            base_model=BASE,
+        )
+        where = Where(local.base_url, local.api_key)
+        with pytest.raises(HotLoadFailedError):
+            await dpo.train(config, where=where)
+        result = await dpo.train(config, where=where)
+    assert (result.steps, names) == (2, ["final-step-2", "final-step-2"])

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Self
 
+import anyio
 import pytest
 from pydantic import BaseModel, ConfigDict
 
@@ -26,6 +27,7 @@ from fwasync.cli import dry_run
 from fwasync.errors import ServiceUnreachableError
 from fwasync.recipes.stopping import StopRequest
 from fwasync.recipes.trainers import Where
+from fwasync.tracking.lock import DirectoryLock
 from fwasync.tracking.run import Run
 from service.conftest import CHAT
 
@@ -125,6 +127,21 @@ def test_a_dry_run_starts_and_leaves_nothing(train: Train, data: Path, tmp_path:
     assert "6 steps of 3 rows: 2.00 passes" in out
     assert "3 checkpoint(s)" in out
     assert list(tmp_path.iterdir()) == [data]
+
+
+def test_a_dry_run_says_what_its_directory_holds(train: Train, data: Path, tmp_path: Path) -> None:
+    options = ("--data", data, "--dry-run", "--log-path", "run")
+    entry = CheckpointEntry("step-2", 2, 6, state_path="tinker://m/weights/step-2")
+    anyio.run(CheckpointLedger(tmp_path / "run").append, entry)
+    status, out, err = train(*options)
+    assert (status, err) == (0, "")
+    assert "going on from tinker://m/weights/step-2: 2 steps and 6 rows are done" in out
+    lock = DirectoryLock(tmp_path / "run")
+    lock.acquire()
+    status, out, err = train(*options)
+    lock.release()
+    assert (status, out) == (1, "")
+    assert err.startswith(f"error: run is in use by process {os.getpid()} on ")
 
 
 def test_a_dry_run_asks_a_service_what_it_has(train: Train, service, data: Path, tmp_path: Path) -> None:

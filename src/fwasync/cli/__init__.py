@@ -5,7 +5,6 @@ Importing this package imports nothing else, so that Ctrl-C is understood from t
 
 from __future__ import annotations
 
-import io
 import sys
 
 __all__ = ("main",)
@@ -16,11 +15,11 @@ _INTERRUPTED = 130
 def main() -> None:
     """The console script `fwasync`; ends the process with the exit status that the command deserves."""
     try:
+        from fwasync.cli.streams import prepare_streams
+
+        prepare_streams()
         from fwasync.cli.app import app
 
-        for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a character gets a question mark
-                stream.reconfigure(errors="replace")
         app(prog_name="fwasync")
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")

@@ -13,12 +13,15 @@ import anyio.to_thread
 from pydantic import BaseModel
 
 from fwasync import AsyncServiceClient, DeployConfig, InfraConfig, WandBConfig
+from fwasync.checkpoints.resume import find_resume
 from fwasync.cli.failures import CommandError
 from fwasync.cli.local_service import require_local
 from fwasync.cli.recipes import Recipe
 from fwasync.cli.where import Place, wants_trainer_job
 from fwasync.data.chat import ChatTokenizer
 from fwasync.errors import AuthenticationError, FwasyncError, TransportError
+from fwasync.recipes.saving import describe_start
+from fwasync.tracking.lock import DirectoryLock
 from fwasync.tracking.settings import config_json
 
 __all__ = ("check",)
@@ -42,12 +45,23 @@ async def check(name: str, recipe: Recipe, config: BaseModel, place: Place) -> N
     settings = list(_flat(json.loads(config_json(config.model_dump()))))
     width = max(len(setting) for setting, _ in settings)
     told = [f"{name}, with these settings:", *(f"  {setting:<{width}} {value}" for setting, value in settings)]
+    told += await _directory(config)
     model = await _model(config, place)
     if model.note:
         told.append(model.note)
     told += await recipe.dry_run(config, tokenizer=model.tokenizer, max_seq_len=model.max_seq_len)
     told += ["It would create:", *(f"  {line}" for line in _creations(config, place))]
     print("\n".join([*told, "Nothing was started or spent."]))
+
+
+async def _directory(config: BaseModel) -> list[str]:
+    """Where the run in its directory goes on, if it does; of a run that cannot use it, the reason is raised."""
+    log_path: Path | None = getattr(config, "log_path", None)
+    if log_path is None:
+        return []
+    await anyio.to_thread.run_sync(DirectoryLock(log_path).check)
+    start = await find_resume(log_path, getattr(config, "init_from_checkpoint", None))
+    return [] if start is None else [describe_start(start)]
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -20,6 +20,7 @@ from types import FrameType
 import anyio
 
 from fwasync.cli.failures import tell
+from fwasync.cli.streams import write_now
 from fwasync.recipes.stopping import StopRequest
 
 __all__ = ("execute",)
@@ -41,11 +42,11 @@ class _Interruption:
         del frame
         if self._stop is not None and self._cancel is not None and not self._stop.requested:
             self._stop.request(_name(number))
-            os.write(sys.stderr.fileno(), _STOPPING)
+            write_now(sys.stderr, _STOPPING)
             return
         if self.number is not None:
             if sys.stdout.isatty():
-                os.write(sys.stdout.fileno(), _SHOW_CURSOR)
+                write_now(sys.stdout, _SHOW_CURSOR)
             os._exit(128 + number)
         self.number = number
         if self._cancel is None:

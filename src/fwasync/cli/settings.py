@@ -67,7 +67,7 @@ class Settings:
         if file is None:
             return cls()
         try:
-            text = file.read_text(encoding="utf-8")
+            text = file.read_text(encoding="utf-8-sig")
         except FileNotFoundError:
             raise UsageError(f"{file}: there is no such file") from None
         except OSError as error:
@@ -95,9 +95,16 @@ class Settings:
             self.put(keys, _value(field_type(model, keys), text), typed)
 
     def put(self, keys: Keys, value: object, typed: str) -> None:
-        """Set a value; `typed` is what the user calls it."""
+        """Set a value; `typed` is what the user calls it.
+
+        Raises:
+            UsageError: It is a part of what was given as a whole, which would be lost.
+        """
         place = self.values
-        for key in keys[:-1]:
+        for depth, key in enumerate(keys[:-1], 1):
+            if isinstance(place.get(key), str):
+                whole = ".".join(keys[:depth])
+                raise UsageError(f"{typed}: {whole} is {place[key]!r}, of which no part can be changed; give all parts")
             if not isinstance(place.get(key), dict):
                 place[key] = {}
             place = cast("dict[str, Any]", place[key])

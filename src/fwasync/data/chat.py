@@ -231,7 +231,7 @@ class ChatTokenizer:
         assert parted is not None, "they differ"
         seen = f"after {parted.before!r} comes {parted.our_text!r}, and then {parted.their_text!r}"
         split = (
-            "split the row, so that each answer is the last message of one (split=True), or train on the last one only"
+            "split the row, so that each answer is the last message of one (split=true), or train on the last one only"
         )
         if whole.written().startswith(part.written()):
             reason = f"white space at the end of {what} becomes another token with what follows: {seen}; {split}"
@@ -279,6 +279,6 @@ def _require_all(messages: Sequence[Message], index: int, rendered: _Rendered, a
         if _guarded(text, rendered.stand_ins) not in answer:
             raise RenderRefusal(
                 f"the chat template does not write what the assistant {what} here; leave it out, or, if it is written "
-                "in last messages only, split the row, so that each answer is the last message of one (split=True)",
+                "in last messages only, split the row, so that each answer is the last message of one (split=true)",
                 field=f"messages[{index}]",
             )

@@ -39,6 +39,15 @@ __all__ = (
 T = TypeVar("T")
 
 _TOLD = 10
+_NO_JSONL = {
+    b"\x1f\x8b": "is gzip: unpack it first",
+    b"\x28\xb5\x2f\xfd": "is zstd: unpack it first",
+    b"PK\x03\x04": "is a zip archive: unpack it first",
+    b"PAR1": "is Parquet: write its rows as JSON, one a line",
+    b"\xff\xfe": "is UTF-16: save it as UTF-8",
+    b"\xfe\xff": "is UTF-16: save it as UTF-8",
+}
+"""What files are that begin so; no line of JSON does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +144,8 @@ class JsonLines:
                 self.bytes_total = os.fstat(file.fileno()).st_size
                 for self.line, text in enumerate(file, 1):
                     self.bytes_read += len(text)
+                    if self.line == 1:
+                        self._check_kind(text)
                     bare = text.removeprefix(b"\xef\xbb\xbf").strip() if self.line == 1 else text.strip()
                     if bare and not left:
                         return
@@ -147,6 +158,11 @@ class JsonLines:
             raise DatasetError(f"{self.name} is a directory; name a JSONL file") from None
         except OSError as error:
             raise DatasetError(f"{self.name} cannot be read: {error.strerror or error}") from None
+
+    def _check_kind(self, beginning: bytes) -> None:
+        for signature, told in _NO_JSONL.items():
+            if beginning.startswith(signature):
+                raise DatasetError(f"{self.name} {told}")
 
 
 def collect(lines: JsonLines, items: Iterable[T | Problem], *, example: str) -> list[T]:

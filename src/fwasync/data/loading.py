@@ -18,13 +18,15 @@ from typing import TypeVar
 import anyio.to_thread
 
 from fwasync._http.download import download, without_query
+from fwasync._http.retry import RetryPolicy
 from fwasync.data.jsonl import JsonLines
 
-__all__ = ("OnProgress", "Progress", "open_lines", "take_all")
+__all__ = ("OnProgress", "Progress", "open_lines", "source_name", "take_all")
 
 T = TypeVar("T")
 
 _SLICE_S = 0.05
+_RETRY = RetryPolicy(budget_s=60.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +42,21 @@ OnProgress = Callable[[Progress], None]
 """Called on the event loop, a few times a second."""
 
 
+def source_name(source: str | Path) -> str:
+    """What a source is called: its path, or its URL without the query, which may be a secret of a signed URL."""
+    return without_query(str(source)) if _is_url(source) else str(source)
+
+
+def _is_url(source: str | Path) -> bool:
+    return not isinstance(source, Path) and source.startswith(("http://", "https://"))
+
+
 @asynccontextmanager
 async def open_lines(source: str | Path, *, max_rows: int | None = None) -> AsyncGenerator[JsonLines]:
     """The rows of a file, or of an http(s) URL.
 
     Args:
-        source: A path, or a URL; it is tried for minutes if it must be, and an answer may take 30 seconds to go on.
+        source: A path, or a URL; it is tried for a minute if it must be, and an answer may take 30 seconds to go on.
         max_rows: Read so many rows at most.
 
     Raises:
@@ -53,15 +64,14 @@ async def open_lines(source: str | Path, *, max_rows: int | None = None) -> Asyn
 
     **Cancellation:** the download ends, and its file is removed.
     """
-    url = str(source)
-    if isinstance(source, Path) or not url.startswith(("http://", "https://")):
+    if not _is_url(source):
         yield JsonLines(source, max_rows=max_rows)
         return
     directory = await anyio.to_thread.run_sync(lambda: tempfile.TemporaryDirectory(prefix="fwasync-data-"))
     try:
         path = Path(directory.name) / "data.jsonl"
-        await download(url, path)
-        yield JsonLines(path, name=without_query(url), max_rows=max_rows)
+        await download(str(source), path, retry=_RETRY)
+        yield JsonLines(path, name=source_name(source), max_rows=max_rows)
     finally:
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(directory.cleanup)

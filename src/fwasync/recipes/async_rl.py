@@ -34,7 +34,7 @@ from fwasync.data.prompts import PromptRow
 from fwasync.errors import FwasyncError, RolloutStalledError, UsageError
 from fwasync.recipes.async_config import Config
 from fwasync.recipes.batches import Batches
-from fwasync.recipes.callbacks import StepCallback, called
+from fwasync.recipes.callbacks import StepCallback, called, judged
 from fwasync.recipes.collecting import Collected, RowCounts
 from fwasync.recipes.groups import PromptGroup, RewardFn, TakenRow, is_async
 from fwasync.recipes.meanwhile import meanwhile
@@ -242,7 +242,7 @@ class _Training:
         is_new = not self.number and not any(record.phase == PHASE for record in self.run.records)
         await served.publish(self.number)
         if self.evaluate is not None and is_new:
-            self.run.log(PHASE, 0, await called(self.evaluate(0, served)))
+            self.run.log(PHASE, 0, await judged(self.evaluate(0, served)))
         async with scheduler, meanwhile(self._look, scheduler, stop):
             while not self.is_over and not stop.requested:
                 batch = None
@@ -302,7 +302,7 @@ class _Training:
         }
         try:
             if self.evaluate is not None and (self.is_over or number % config.evaluation_interval == 0):
-                metrics |= {} if unserved else await called(self.evaluate(number, served))
+                metrics |= {} if unserved else await judged(self.evaluate(number, served))
             if config.trajectory_dir is not None:
                 await anyio.to_thread.run_sync(write_trajectories, config.trajectory_dir, number, kept)
         finally:

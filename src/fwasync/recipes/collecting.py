@@ -129,7 +129,7 @@ class Collector:
         except ExceptionGroup as errors:
             first, *others = errors.exceptions
             if others:
-                first.add_note(f"{len(others)} other prompts failed too")
+                first.add_note(f"{len(others)} other {'prompt' if len(others) == 1 else 'prompts'} failed too")
             raise first from first.__cause__
         return Collected(
             before.kept + _ordered(step.kept),

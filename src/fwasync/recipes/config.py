@@ -58,7 +58,9 @@ class RecipeConfig(Config):
     batch_size: int = Field(default=32, ge=1, description="Rows of a step. The last step of a pass may have fewer.")
     max_steps: int | None = Field(default=None, ge=1, description="The run ends after so many steps at the latest.")
     max_seq_len: int | None = Field(
-        default=None, ge=2, description="Longer rows are left out, and told. Unset: the model's context length."
+        default=None,
+        ge=2,
+        description="Longer rows are left out, and told, as are those that the model's context cannot take.",
     )
     lora_rank: int = Field(default=0, ge=0, description="Rank of the adapter; 0 trains all parameters.")
     seed: int = Field(default=0, ge=0, description="Of the order of the rows, and of an adapter's first weights.")
@@ -110,6 +112,10 @@ class RecipeConfig(Config):
         if self.output_model_id is not None and not self.save_final_checkpoint:
             found.append("output_model_id needs the last snapshot; do not set save_final_checkpoint to false.")
         return found
+
+    def longest(self, context_length: int | None) -> int | None:
+        """The longest row in tokens: `max_seq_len`, and never more than the model takes; `None` if neither is known."""
+        return min((limit for limit in (self.max_seq_len, context_length) if limit is not None), default=None)
 
     @property
     def checkpoint_interval(self) -> int:

@@ -32,7 +32,7 @@ from fwasync.data.chat import ChatTokenizer
 from fwasync.errors import FwasyncError, UsageError
 from fwasync.losses import Reduction, check_normalization
 from fwasync.recipes.batches import Batch
-from fwasync.recipes.callbacks import EvalFn, StepCallback, called
+from fwasync.recipes.callbacks import EvalFn, StepCallback, called, judged
 from fwasync.recipes.config import RecipeConfig
 from fwasync.recipes.optimizer import adam_params, remote_metrics
 from fwasync.recipes.plan import Plan
@@ -304,6 +304,8 @@ class _Training:
         loop.runner.begin(number, total)
         if self.sync is not None:
             await self.sync.begin(number)
+            if number >= total and self.sync.is_due(number, last=True):  # an earlier process may not have come to it
+                await self.sync.sync(number, last=True)
         self.last_time = anyio.current_time()
         in_flight: deque[_Step] = deque()
         is_saved = True
@@ -370,13 +372,19 @@ class _Training:
             "train/epoch": step.batch.epoch,
             "train/step_time_sec": seconds,
             "train/tokens_per_sec": tokens / seconds,
-            **await self._evaluated(step),
         }
-        if self.sync is not None and self._is_synced(step.number):
-            metrics |= await self.sync.sync(step.number, last=step.number == loop.plan.total)
+        failure: Exception | None = None
+        try:
+            metrics |= await self._evaluated(step)
+            if self.sync is not None and self._is_synced(step.number):
+                metrics |= await self.sync.sync(step.number, last=step.number == loop.plan.total)
+        except Exception as error:  # the step is done nevertheless: it is logged, and its checkpoint is listed
+            failure = error
         loop.run.log(loop.phase, step.number, metrics)
         if step.saving is not None:
             self.checkpoint = await loop.checkpoints.finish(step.saving)
+        if failure is not None:
+            raise failure
         await loop.runner.step(step.number, metrics, tokens=tokens)
         if loop.hooks.on_step is not None:
             await called(loop.hooks.on_step(step.number, metrics))
@@ -391,5 +399,5 @@ class _Training:
             except FwasyncError as error:
                 loop.run.message(f"step {step.number} could not be evaluated: {error}")
         if loop.hooks.evaluate is not None and self._ends_pass(step.number, step.batch):
-            metrics |= await called(loop.hooks.evaluate(step.number, loop.trainers.policy))
+            metrics |= await judged(loop.hooks.evaluate(step.number, loop.trainers.policy))
         return metrics

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from fwasync import AsyncTrainingClient
 from fwasync.data.chat import ChatTokenizer
+from fwasync.data.loading import source_name
 from fwasync.data.pairs import Pair, preference_batch
 from fwasync.data.preference import read_preference
 from fwasync.errors import UsageError
@@ -78,15 +79,15 @@ async def dry_run(config: PairsConfig, *, tokenizer: ChatTokenizer | None, max_s
     **Cancellation:** nothing remains.
     """
     config.check()
-    limit = config.max_seq_len or max_seq_len
+    limit = config.longest(max_seq_len)
     if tokenizer is None:
         count = await count_rows(config.dataset, read_preference)
         usable, told = [True] * count, "tokens: not known without the model's tokenizer"
-        return [f"{config.dataset}: {count} rows", told, *Plan.of(config, usable).describe(config)]
+        return [f"{source_name(config.dataset)}: {count} rows", told, *Plan.of(config, usable).describe(config)]
     (rows,) = limited(config, await read(config, tokenizer), limit or sys.maxsize)
     tokens = sum(len(pair.chosen) + len(pair.rejected) for pair in rows.kept())
     return [
-        f"{config.dataset}: {len(rows.rows)} rows, {sum(rows.usable)} pairs to train on",
+        f"{source_name(config.dataset)}: {len(rows.rows)} rows, {sum(rows.usable)} pairs to train on",
         f"tokens: {tokens:,}, on both sides",
         rows.describe_dropped() or (f"no side has more than {limit} tokens" if limit else "no row is left out so far"),
         await describe_parity(config.dataset, tokenizer, renderer_name=config.renderer_name),

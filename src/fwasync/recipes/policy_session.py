@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,11 +21,13 @@ from fwasync.checkpoints.ledger import CheckpointEntry
 from fwasync.checkpoints.resume import ResumeInfo
 from fwasync.checkpoints.saving import CheckpointKind
 from fwasync.data.chat import ChatTokenizer
+from fwasync.data.loading import source_name
 from fwasync.data.prompts import PromptRow, load_prompts
 from fwasync.data.rendering import resolve_renderer
 from fwasync.errors import DatasetError, UsageError
 from fwasync.losses import PolicyLoss
 from fwasync.recipes.batches import Batches
+from fwasync.recipes.callbacks import Judgement
 from fwasync.recipes.collecting import RowCounts
 from fwasync.recipes.policy_config import PolicyConfig
 from fwasync.recipes.policy_update import PolicyUpdate
@@ -41,7 +43,7 @@ from fwasync.training.custom_loss import require_torch
 
 __all__ = ("PolicySession", "Result", "SampledEvalFn", "dry_policy_run", "open_session", "recorded_policy_run")
 
-SampledEvalFn = Callable[[int, ServedPolicy], Awaitable[Mapping[str, float]] | Mapping[str, float]]
+SampledEvalFn = Callable[[int, ServedPolicy], Judgement]
 """`(step, policy) -> metrics`, called every `evaluation_interval` steps and after the last. Nothing is trained then.
 `policy` samples the weights that were published last. The metrics are logged with the step's own."""
 
@@ -124,7 +126,9 @@ class PolicySession:
         """
         saved, step, stopped = result.checkpoint, result.steps, result.stopped
         if stopped is None and not step:
-            raise DatasetError(f"{self.config.dataset}: no group was kept, so nothing was trained: {result.rows}")
+            raise DatasetError(
+                f"{source_name(self.config.dataset)}: no group was kept, so nothing was trained: {result.rows}"
+            )
         run.message(f"rows: {result.rows}")
         if stopped is not None:
             told = f"{stopped}: step {step} of {result.total_steps} is done. The same log_path goes on from there."
@@ -238,8 +242,8 @@ async def dry_policy_run(
     **Cancellation:** nothing remains.
     """
     rows = await load_prompts(config.dataset, max_rows=config.max_rows)
-    usable, limit = [True] * len(rows), config.max_seq_len or max_seq_len
-    found = [f"{config.dataset}: {len(rows)} rows"]
+    usable, limit = [True] * len(rows), config.longest(max_seq_len)
+    found = [f"{source_name(config.dataset)}: {len(rows)} rows"]
     source = config.tokenizer_name or tokenizer
     if source is None:
         found.append("tokens: not known without the model's tokenizer")
@@ -278,7 +282,7 @@ async def _rendered(
     def tokenized() -> tuple[ChatTokenizer, Prompts]:
         loaded = ChatTokenizer.load(tokenizer) if isinstance(tokenizer, str) else tokenizer
         renderer = resolve_renderer(config.renderer_name or None, loaded)
-        return loaded, render_prompts(config.dataset, rows, renderer)
+        return loaded, render_prompts(source_name(config.dataset), rows, renderer)
 
     return await anyio.to_thread.run_sync(tokenized, abandon_on_cancel=True)
 

@@ -25,7 +25,8 @@ from pydantic import Field
 from fwasync.checkpoints.ledger import CheckpointEntry
 from fwasync.data.chat import ChatTokenizer
 from fwasync.data.prompts import PromptRow
-from fwasync.recipes.callbacks import StepCallback, called
+from fwasync.errors import FwasyncError
+from fwasync.recipes.callbacks import StepCallback, called, judged
 from fwasync.recipes.collecting import Collected, Collector, RowCounts
 from fwasync.recipes.groups import GroupFilter, GroupSampler, RewardFn, rewards_differ
 from fwasync.recipes.named import describe_named, load_reward
@@ -194,11 +195,18 @@ class _Training:
         )
         remote = await passes.metrics(optim_step)
         trained = anyio.current_time()
-        sync_s = await self._sync(number)
+        failure: Exception | None = None
+        sync_s = 0.0
+        try:
+            sync_s = await self._sync(number)
+        except FwasyncError as error:  # the step is done nevertheless, and is counted
+            failure = error
         # Behind that: a snapshot that is not the sampler's makes it impossible to send a difference.
         self.counts += RowCounts.of(collected)
         last = self._is_over(number, source)
         saving = session.checkpoints.submit(number, source.consumed, last=last, more=self._marks())
+        if saving is None and failure is not None:
+            saving = session.checkpoints.save(number, source.consumed, more=self._marks())
         ended = anyio.current_time()
         wall = max(ended - started, 1e-9)
         metrics = {
@@ -220,13 +228,18 @@ class _Training:
             "perf/train_tokens_per_s": batch.targets / max(trained - sampled, 1e-9),
             **session.concurrency_metrics(),
         }
-        if self.evaluate is not None and (last or number % config.evaluation_interval == 0):
-            metrics |= await called(self.evaluate(number, session.served))
-        if config.trajectory_dir is not None:
-            await anyio.to_thread.run_sync(write_trajectories, config.trajectory_dir, number, collected.kept)
+        try:
+            if self.evaluate is not None and not failure and (last or number % config.evaluation_interval == 0):
+                metrics |= await judged(self.evaluate(number, session.served))
+            if config.trajectory_dir is not None:
+                await anyio.to_thread.run_sync(write_trajectories, config.trajectory_dir, number, collected.kept)
+        except Exception as error:  # what is done is logged and saved, whatever comes after it
+            failure = failure or error
         self.run.log(PHASE, number, metrics)
         if saving is not None:
             self.checkpoint = await session.checkpoints.finish(saving)
+        if failure is not None:
+            raise failure
         await self.runner.step(number, metrics, tokens=batch.targets)
         if self.on_step is not None:
             await called(self.on_step(number, metrics))

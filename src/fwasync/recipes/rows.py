@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from fwasync.data.chat import ChatTokenizer
 from fwasync.data.jsonl import Faults, Parse, Problem
-from fwasync.data.loading import open_lines, take_all
+from fwasync.data.loading import open_lines, source_name, take_all
 from fwasync.data.pairs import Pair, load_preferences
 from fwasync.data.parity import compare_rows
 from fwasync.data.rendering import TrainOnWhat
@@ -138,6 +138,7 @@ async def load_rows(
     *,
     renderer_name: str = "",
     train_on_what: str = TrainOnWhat.ALL_ASSISTANT_MESSAGES,
+    split: bool = False,
     max_examples: int | None = None,
 ) -> TrainingRows[Row]:
     """Read and tokenize a file of chats, in a worker thread.
@@ -148,6 +149,7 @@ async def load_rows(
         renderer_name: `module:attribute` of a renderer, instead of the tokenizer's chat template; see
             `resolve_renderer`.
         train_on_what: Which messages are learnt; see `TrainOnWhat`.
+        split: Make a row of each answer; see `split_answers`.
         max_examples: Only so many rows are read.
 
     Raises:
@@ -162,9 +164,10 @@ async def load_rows(
         max_seq_len=sys.maxsize,
         renderer=renderer_name or None,
         train_on_what=TrainOnWhat.parse(train_on_what),
+        split=split,
         max_rows=max_examples,
     )
-    return TrainingRows(source, found.rows, tuple(row.line for row in found.rows))
+    return TrainingRows(source_name(source), found.rows, tuple(row.line for row in found.rows))
 
 
 def describe_dropped(dropped: Sequence[Problem], rows: int) -> str:
@@ -202,7 +205,7 @@ async def load_pairs(source: str, tokenizer: ChatTokenizer, *, renderer_name: st
     pairs = {pair.line: pair for pair in found.pairs}
     dropped = tuple(Problem(row.line, "", f"{row.cause}: {row.reason}") for row in found.left_out)
     lines = tuple(sorted([*pairs, *(problem.line for problem in dropped)]))
-    return TrainingRows(source, tuple(pairs.get(line) for line in lines), lines, dropped)
+    return TrainingRows(source_name(source), tuple(pairs.get(line) for line in lines), lines, dropped)
 
 
 async def count_rows(source: str, parse: Parse[Any], *, max_rows: int | None = None) -> int:

@@ -10,13 +10,14 @@ from fwasync.checkpoints.ledger import CheckpointEntry, CheckpointLedger
 from fwasync.checkpoints.promotion import promote
 from fwasync.checkpoints.resume import INIT_KEY, ResumeInfo, find_resume
 from fwasync.checkpoints.saving import CheckpointKind, PendingCheckpoint, submit_checkpoint
+from fwasync.data.loading import source_name
 from fwasync.errors import UsageError
 from fwasync.recipes.config import RecipeConfig
 from fwasync.recipes.runner import Runner
 from fwasync.recipes.trainers import Trainers, Where
 from fwasync.tracking.run import Run
 
-__all__ = ("DATA_KEY", "Checkpoints", "find_start")
+__all__ = ("DATA_KEY", "Checkpoints", "describe_start", "find_start")
 
 DATA_KEY = "data_digest"
 """The key of a line that stands for the rows which its cursor counts."""
@@ -43,11 +44,14 @@ async def find_start(config: RecipeConfig, where: Where, run: Run, phase: str) -
             f"its weights, give another log_path, and {start.path} as init_from_checkpoint"
         )
     if start is not None:
-        done = (
-            f"{start.step} steps and {start.data_consumed} rows are done" if start.entry else "a new run on its weights"
-        )
-        run.message(f"going on from {start.path}: {done}")
+        run.message(describe_start(start))
     return start
+
+
+def describe_start(start: ResumeInfo) -> str:
+    """A sentence on where a run goes on."""
+    done = f"{start.step} steps and {start.data_consumed} rows are done" if start.entry else "a new run on its weights"
+    return f"going on from {start.path}: {done}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +172,7 @@ class Checkpoints:
         before = start.entry.extra.get(DATA_KEY) if start is not None and start.entry is not None else None
         if before is not None and before != self.marks.get(DATA_KEY):
             raise UsageError(
-                f"{self.config.dataset} is not what it was when {self.run.log_path} was begun (its rows, the "
-                "tokenizer or max_seq_len have changed), so it is not known which rows are done. To train on the new "
-                f"rows, give another log_path, and {start.path if start else ''} as init_from_checkpoint."
+                f"{source_name(self.config.dataset)} is not what it was when {self.run.log_path} was begun (its rows, "
+                "the tokenizer or max_seq_len have changed), so it is not known which rows are done. To train on the "
+                f"new rows, give another log_path, and {start.path if start else ''} as init_from_checkpoint."
             )

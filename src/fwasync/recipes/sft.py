@@ -20,6 +20,7 @@ from fwasync import APIFuture, AsyncTrainingClient
 from fwasync.config import WandBConfig
 from fwasync.data.chat import ChatTokenizer
 from fwasync.data.jsonl import read_chat
+from fwasync.data.loading import source_name
 from fwasync.data.rendering import TrainOnWhat
 from fwasync.data.supervised import Row, mean_loss, supervised_batch
 from fwasync.errors import FwasyncError
@@ -56,6 +57,11 @@ class Config(LoopConfig):
     train_on_what: Annotated[TrainOnWhat, BeforeValidator(_train_on_what)] = Field(
         default=TrainOnWhat.ALL_ASSISTANT_MESSAGES, description="Which messages are learnt."
     )
+    split: bool = Field(
+        default=False,
+        description="A row for each answer, after exactly what the model is shown when it gives it: for chat templates "
+        "that write earlier turns differently.",
+    )
     max_examples: int | None = Field(default=None, ge=1, description="Only so many rows of the file are read.")
     evaluation_dataset: str = Field(
         default="", description="A JSONL file on which the loss is measured after each pass."
@@ -70,6 +76,8 @@ class Config(LoopConfig):
         found = super().problems()
         if self.evaluation_dataset and self.eval_auto_carveout:
             found.append("give either evaluation_dataset or eval_auto_carveout, not both.")
+        if self.split and self.train_on_what is TrainOnWhat.ALL_TOKENS:
+            found.append("split makes a row of each answer, and train_on_what is all_tokens; set one of them.")
         return found
 
 
@@ -125,16 +133,18 @@ async def dry_run(config: Config, *, tokenizer: ChatTokenizer | None, max_seq_le
     **Cancellation:** nothing remains.
     """
     config.check()
-    limit = config.max_seq_len or max_seq_len
+    limit = config.longest(max_seq_len)
     if tokenizer is None:
         count = await count_rows(config.dataset, read_chat, max_rows=config.max_examples)
         usable, told = [True] * count, "tokens: not known without the model's tokenizer"
-        return [f"{config.dataset}: {count} rows", told, *Plan.of(config, usable).describe(config)]
+        steps = [] if config.split else Plan.of(config, usable).describe(config)
+        return [f"{source_name(config.dataset)}: {count} rows", told, *steps]
     rows = _limited(config, await _load(config, tokenizer), limit or sys.maxsize)[0]
     tokens = sum(row.length for row in rows.kept())
     trained = sum(int(np.count_nonzero(row.weights)) for row in rows.kept())
+    what = "answers, of which each is a row" if config.split else "rows"
     return [
-        f"{config.dataset}: {len(rows.rows)} rows",
+        f"{source_name(config.dataset)}: {len(rows.rows)} {what}",
         f"tokens: {tokens:,}, of which {trained:,} are trained on",
         rows.describe_dropped() or (f"no row has more than {limit} tokens" if limit else "no row is left out so far"),
         await describe_parity(
@@ -150,7 +160,11 @@ async def dry_run(config: Config, *, tokenizer: ChatTokenizer | None, max_seq_le
 async def _load(config: Config, tokenizer: ChatTokenizer) -> list[TrainingRows[Row]]:
     """The rows of the data set, and of that for evaluation if there is one."""
     load = partial(
-        load_rows, tokenizer=tokenizer, renderer_name=config.renderer_name, train_on_what=config.train_on_what
+        load_rows,
+        tokenizer=tokenizer,
+        renderer_name=config.renderer_name,
+        train_on_what=config.train_on_what,
+        split=config.split,
     )
     data = [await load(config.dataset, max_examples=config.max_examples)]
     if config.evaluation_dataset:
@@ -164,7 +178,9 @@ def _limited(config: Config, data: list[TrainingRows[Row]], max_seq_len: int) ->
     if not config.eval_auto_carveout:
         return data
     rows, ratio, most = data[0], config.eval_carve_ratio, config.max_eval_seqs
-    rows, apart = rows.split(carve_out(len(rows.rows), ratio=ratio, most=most, seed=config.seed))
+    chats = list(dict.fromkeys(rows.lines))  # whose answers stay together, where each of them is a row
+    kept = {chats[index] for index in carve_out(len(chats), ratio=ratio, most=most, seed=config.seed)}
+    rows, apart = rows.split([index for index, line in enumerate(rows.lines) if line in kept])
     return [rows.limited(max_seq_len), apart]
 
 

@@ -120,23 +120,25 @@ class Trainers:
         return self.passing_reference()
 
     async def max_seq_len(self, config: RecipeConfig) -> int:
-        """The longest row that is trained on, in tokens: as configured, else as the service tells.
+        """The longest row that is trained on, in tokens: as configured, and never more than the service tells.
 
         Raises:
             UsageError: Nobody tells.
 
         **Cancellation:** nothing remains.
         """
-        if config.max_seq_len is not None:
-            return config.max_seq_len
-        if self.max_context_length is not None:
-            return self.max_context_length
-        name = self.policy.base_model or config.base_model
-        models = (await self.service.get_server_capabilities()).supported_models
-        length = {model.model_name: model.max_context_length for model in models}.get(name)
-        if length is None:
+        name, told = self.policy.base_model or config.base_model, self.max_context_length
+        try:
+            if told is None:
+                models = (await self.service.get_server_capabilities()).supported_models
+                told = {model.model_name: model.max_context_length for model in models}.get(name)
+        except FwasyncError:
+            if config.max_seq_len is None:
+                raise
+        limit = config.longest(told)
+        if limit is None:
             raise UsageError(f"the service does not tell the context length of {name}; set max_seq_len")
-        return length
+        return limit
 
     async def tokenizer_name(self, config: RecipeConfig) -> str:
         """The policy's tokenizer: as configured, else as the service names it, else the base model's name.

@@ -67,9 +67,7 @@ class DirectoryLock:
         except OSError as error:
             if error.errno in _HELD:
                 os.close(descriptor)
-                raise RunDirectoryError(
-                    f"{self._directory} is in use by {_holder(path)}; let that run end, or choose another log_path"
-                ) from None
+                raise self._in_use() from None
             logger.warning("%s cannot be locked (%s): see to it that no other run uses it", self._directory, error)
         self._descriptor = descriptor
         holder = {
@@ -79,6 +77,36 @@ class DirectoryLock:
         }
         os.ftruncate(descriptor, 0)
         os.write(descriptor, json.dumps(holder).encode() + b"\n")
+
+    def check(self) -> None:
+        """Look whether a run could take the lock; nothing is made or changed.
+
+        Raises:
+            RunDirectoryError: Another run has it, or there cannot be such a directory.
+        """
+        nearest = next(path for path in (self._directory, *self._directory.absolute().parents) if os.path.lexists(path))
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+            what = "cannot be written" if nearest.is_dir() else "is no directory"
+            raise RunDirectoryError(f"cannot make a run in {self._directory}: {nearest} {what}")
+        try:
+            descriptor = os.open(self._directory / LOCK_FILE, os.O_RDWR)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise RunDirectoryError(f"cannot make a run in {self._directory}: {error.strerror or error}") from None
+        try:
+            _lock(descriptor)
+        except OSError as error:
+            if error.errno in _HELD:
+                raise self._in_use() from None
+        finally:
+            os.close(descriptor)
+
+    def _in_use(self) -> RunDirectoryError:
+        holder = _holder(self._directory / LOCK_FILE)
+        return RunDirectoryError(
+            f"{self._directory} is in use by {holder}; let that run end, or choose another log_path"
+        )
 
     def release(self) -> None:
         """Let go of it, if it was taken. The file stays: to remove it could take it from the next one."""

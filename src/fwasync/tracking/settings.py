@@ -1,6 +1,7 @@
 """The configuration of a run as JSON that may be shown to anyone.
 
-Secrets are masked by the name of their key. A value that JSON cannot express never stops a run: it is named
+Secrets are masked by the name of their key, and in URLs: the user's name and password, and the query, which signs some
+of them. A value that JSON cannot express never stops a run: it is named
 by its type, and not by its `repr`, which could hold a secret.
 """
 
@@ -10,6 +11,7 @@ import dataclasses
 import enum
 import json
 import math
+import re
 from collections.abc import Mapping, Set
 from datetime import date
 from numbers import Integral, Real
@@ -22,6 +24,7 @@ __all__ = ("config_json", "is_secret")
 
 _SECRETS = ("api_key", "apikey", "token", "secret", "password", "authorization")
 _MASK = "***"
+_URL = re.compile(r"(https?://)([^/?#\s@]*@)?([^?#\s]*)(\?[^#\s]*)?")
 
 
 def is_secret(key: str) -> bool:
@@ -45,7 +48,9 @@ def config_json(config: Mapping[str, Any]) -> str:
 def _plain(value: object, ancestors: tuple[int, ...]) -> object:
     if isinstance(value, enum.Enum):
         return _plain(value.value, ancestors)
-    if value is None or isinstance(value, (str, bool)):
+    if isinstance(value, str):
+        return _URL.sub(_shown_url, value)
+    if value is None or isinstance(value, bool):
         return value
     if isinstance(value, Integral):
         return int(value)
@@ -54,6 +59,11 @@ def _plain(value: object, ancestors: tuple[int, ...]) -> object:
     if isinstance(value, (PurePath, date)):
         return str(value)
     return _plain_container(value, ancestors)
+
+
+def _shown_url(found: re.Match[str]) -> str:
+    scheme, user, place, query = found.groups()
+    return f"{scheme}{f'{_MASK}@' if user else ''}{place}{f'?{_MASK}' if query else ''}"
 
 
 def _plain_container(value: object, ancestors: tuple[int, ...]) -> object:

@@ -15,7 +15,7 @@ from fwasync.cli.output import print_table, shown
 
 
 def fwasync_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "fwasync.cli", *arguments]
+    command = [sys.executable, "-m", "fwasync", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
 

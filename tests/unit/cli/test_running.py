@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -144,3 +145,64 @@ def test_asked_once_more_it_is_cancelled() -> None:
     status, out, err = finish(process)
     assert (status, out) == (128 + signal.SIGTERM, "tidied up\n")
     assert err.endswith("terminated\n")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_a_stop_is_heard_where_nobody_hears_of_it() -> None:
+    """As of `fwasync train … 2>&1 | tee log`: Ctrl-C ends the reader too."""
+    process = start("orderly")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline() == "ready\n"
+    process.stderr.close()
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "saved, interrupted\n"
+    process.stdout.close()
+    assert process.wait(timeout=60) == 130
+
+
+OUTPUT = """
+import sys
+from fwasync.cli.streams import prepare_streams
+prepare_streams()
+print("ready", flush=True)
+sys.stdin.readline()
+for stream in (sys.stdout, sys.stderr):
+    stream.write("lost" * 100_000)
+    stream.flush()
+open(sys.argv[1], "w").write("done")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="descriptors are closed before a process begins")
+@pytest.mark.parametrize("streams", ["left", "absent"])
+def test_output_that_nobody_reads_ends_nothing(tmp_path: Path, streams: str) -> None:
+    close = ">&- 2>&-" if streams == "absent" else ""
+    command = ["sh", "-c", f'exec "$0" -c "$1" "$2" {close}', sys.executable, OUTPUT, str(tmp_path / "told")]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline() == ("ready\n" if streams == "left" else "")
+    process.stdout.close()
+    process.stderr.close()
+    process.stdin.write("\n")
+    process.stdin.close()
+    assert process.wait(timeout=60) == 0
+    assert (tmp_path / "told").read_text() == "done"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no disk that is always full")
+def test_a_full_disk_is_told_once() -> None:
+    code = (
+        "import sys\nfrom fwasync.cli.streams import prepare_streams\nprepare_streams()\n"
+        "for _ in range(3):\n"
+        "    try: print('x', flush=True)\n"
+        "    except OSError as error: sys.stderr.write(f'{error.strerror}\\n')\n"
+    )
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60
+        )
+    assert (done.returncode, done.stderr) == (0, "No space left on device\n")

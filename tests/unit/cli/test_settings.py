@@ -86,7 +86,9 @@ def test_the_model_says_what_a_value_is(arguments: list[str], name: str, value: 
 
 def test_the_command_line_goes_before_the_file(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
-    file.write_text('learning_rate = 1\nbatch_size = 8\nadam = "x"\n[infra]\nregion = "EU"\ntrainer_timeout_s = 9\n')
+    file.write_text(
+        'learning_rate = 1\nbatch_size = 8\n[infra]\nregion = "EU"\ntrainer_timeout_s = 9\n[adam]\neps = 2\n'
+    )
     config = built("learning_rate=2", "infra.region=US", "adam.eps=1", file=file)
     assert (config.learning_rate, config.batch_size) == (2, 8)
     assert config.infra == InfraConfig(region="US", trainer_timeout_s=9)
@@ -178,3 +180,14 @@ def test_a_template_names_everything_and_is_a_file_to_start_from(tmp_path: Path)
     settings = Settings.read(file)
     settings.put_default("log_path", "x")
     assert settings.build(Recipe) == Recipe(log_path=Path("x"), base_model="", max_steps=7)
+
+
+def test_a_part_of_what_was_given_as_a_whole_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text("adam = 'fast'\n")
+    with pytest.raises(UsageError, match=r"^--adam\.beta1: adam is 'fast', of which no part can be changed; give all"):
+        built("--adam.beta1", "0.5", file=tmp_path / "run.toml")
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text("batch_size = 8\n", encoding="utf-8-sig")
+    assert built(file=tmp_path / "run.toml").batch_size == 8

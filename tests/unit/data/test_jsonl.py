@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import pickle
 from pathlib import Path
@@ -46,7 +47,7 @@ def test_other_keys_of_a_row_are_its_owners(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "told"),
     [
-        (b"\xff\xfe", "line 1: not UTF-8: byte 0xff at column 1"),
+        (b"\xffx", "line 1: not UTF-8: byte 0xff at column 1"),
         (b'{"messages": [}', "line 1: not JSON: "),
         (b'{"messages": NaN}', "line 1: not JSON: "),
         ([1], "line 1: it is a list; each line must be an object"),
@@ -104,3 +105,17 @@ def test_the_error_is_a_usage_error_and_survives_pickling(tmp_path: Path) -> Non
     copy = pickle.loads(pickle.dumps(caught.value))
     assert str(copy) == str(caught.value)
     assert copy.problems == caught.value.problems
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (gzip.compress(b"{}"), "is gzip: unpack"),
+        (json.dumps(GOOD).encode("utf-16"), "is UTF-16: save it as UTF-8"),
+        (b"PAR1\x15\x04", "is Parquet: write its rows as JSON"),
+    ],
+)
+def test_files_of_another_kind_are_named(tmp_path: Path, content: bytes, told: str) -> None:
+    (tmp_path / "a.jsonl").write_bytes(content)
+    with pytest.raises(DatasetError, match=told):
+        read_chats(tmp_path / "a.jsonl")

@@ -10,11 +10,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
+import anyio.to_thread
 import pytest
 
-from fwasync.data.loading import open_lines
+from fwasync.data.chat import ChatTokenizer
+from fwasync.data.loading import open_lines, source_name
 from fwasync.data.prompts import load_prompts
 from fwasync.errors import DatasetError, NotFoundError
+from fwasync.local.tokenizer import save_tokenizer
+from fwasync.recipes import rl
 
 ROWS = [{"messages": [{"role": "user", "content": text}], "ground_truth": text} for text in ("a", "é")]
 
@@ -58,3 +62,23 @@ async def test_a_path_is_taken_as_it_is(tmp_path: Path) -> None:
         async with open_lines(source) as lines:
             assert lines.path == tmp_path / "x.jsonl"
             assert lines.name == str(tmp_path / "x.jsonl")
+
+
+def test_a_source_has_a_name_without_secrets() -> None:
+    assert source_name("https://host/rows.jsonl?sig=secret#top") == "https://host/rows.jsonl"
+    assert source_name("what?.jsonl") == "what?.jsonl"
+    assert source_name(Path("rows.jsonl")) == "rows.jsonl"
+
+
+async def test_a_signed_url_is_not_told(url: str, tmp_path: Path) -> None:
+    tokenizer = await anyio.to_thread.run_sync(lambda: (save_tokenizer(tmp_path), ChatTokenizer.load(tmp_path))[1])
+    config = rl.Config(
+        log_path=tmp_path / "run",
+        dataset=f"{url}/rows.jsonl?token=secret",
+        reward="fwasync.recipes.rewards:answer_digits",
+    )
+    told = await rl.dry_run(config, tokenizer=tokenizer, max_seq_len=64)
+    assert f"{url}/rows.jsonl: 2 rows" in told
+    with pytest.raises(DatasetError) as caught:
+        await rl.dry_run(config, tokenizer=tokenizer, max_seq_len=2)
+    assert "secret" not in f"{told}{caught.value}"

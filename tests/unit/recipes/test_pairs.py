@@ -12,8 +12,9 @@ import pydantic
 import pytest
 
 from fwasync import DeployConfig, WeightSyncConfig
+from fwasync.checkpoints.ledger import CheckpointLedger
 from fwasync.data.chat import ChatTokenizer
-from fwasync.errors import DatasetError, UsageError
+from fwasync.errors import DatasetError, HotLoadFailedError, UsageError
 from fwasync.recipes import dpo, orpo, syncing
 from fwasync.recipes.trainers import Trainers, Where
 from unit.recipes.trainer import Service, Trainer
@@ -231,3 +232,34 @@ async def test_weights_are_synced_when_they_are_those_of_the_step(
     ]
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert ["perf/weight_sync_time" in record for record in records] == [False, True, True]
+
+
+async def test_weights_that_are_not_taken_cost_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fixture = Fixture(tmp_path, [preference("a", "b"), preference("c", "d")])
+
+    class Syncer:
+        def __init__(self, *args: Any, **settings: Any) -> None:
+            pass
+
+        def reset_delta_chain(self) -> None:
+            pass
+
+        async def save_and_hotload(self, name: str, checkpoint_type: str | None = None) -> None:
+            raise HotLoadFailedError(f"no memory for {name}")
+
+    monkeypatch.setattr(syncing, "AsyncWeightSyncer", Syncer)
+    deployed = {"deployment": type("Info", (), {"deployment_id": "mine"}), "hot_loads": "manager"}
+    settings = {
+        "tokenizer_model": str(fixture.trainer.directory),
+        "infra": SHAPE,
+        "lora_rank": 4,
+        "batch_size": 1,
+        "weight_sync": {"weight_sync_interval": 2},
+    }
+    with pytest.raises(HotLoadFailedError, match="final-step-2"):
+        await fixture.train(dpo, trainers=deployed, **settings)
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [1, 2]
+    entry = await CheckpointLedger(tmp_path / "run").latest()
+    assert entry is not None
+    assert (entry.name, entry.sampler_path) == ("step-2", "snapshot:step-2")

@@ -285,3 +285,42 @@ async def test_a_pipeline_has_no_kernels(tmp_path: Path) -> None:
     fixture.trainer.forward_backward_custom = custom  # pyright: ignore[reportAttributeAccessIssue]
     await fixture.train(stages=4, max_steps=2)
     assert (names, fixture.trainer.batches) == (["grpo", "grpo"], [])
+
+
+async def test_a_judge_that_fails_costs_neither_the_step_nor_its_checkpoint(tmp_path: Path) -> None:
+    fixture = Fixture(tmp_path)
+
+    def judge(step: int, policy: Any) -> dict[str, float]:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await fixture.train(dcp_save_interval=1, calls={"evaluate": judge})
+    assert [record["step"] for record in fixture.records] == [1]
+    assert [entry.step for entry in await CheckpointLedger(tmp_path / "run").entries()] == [1]
+
+
+async def test_weights_that_are_not_taken_cost_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fixture = Fixture(tmp_path)
+    sample = fixture.sampler
+
+    def sampler(path: str) -> Sampler:
+        if len(fixture.sampled) == 2:
+            raise OperationFailedError("no memory")
+        return sample(path)
+
+    monkeypatch.setattr(fixture, "sampler", sampler)
+    judged: list[int] = []
+    with pytest.raises(OperationFailedError, match="no memory"):
+        await fixture.train(calls={"evaluate": lambda step, policy: judged.append(step)})
+    assert [record["step"] for record in fixture.records] == [1, 2]
+    (entry,) = await CheckpointLedger(tmp_path / "run").entries()
+    assert (entry.step, entry.data_consumed, judged) == (2, fixture.records[-1]["train/data_consumed"], [1])
+
+
+async def test_answers_that_cannot_be_written_cost_no_step(tmp_path: Path) -> None:
+    fixture = Fixture(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        await fixture.train(dcp_save_interval=1, trajectory_dir=tmp_path / "file" / "answers")
+    assert [record["step"] for record in fixture.records] == [1]
+    assert [entry.step for entry in await CheckpointLedger(tmp_path / "run").entries()] == [1]

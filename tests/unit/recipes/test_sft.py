@@ -298,3 +298,79 @@ async def test_a_judge_sees_the_weights_of_its_step(tmp_path: Path) -> None:
     assert log[log.index("judge 3") + 1] == "forward_backward 4"
     assert log[-1] == "judge 6"
     assert [record.get("eval/mine") for record in fixture.records] == [None, None, 7, None, None, 7]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (ValueError("no memory"), "no memory"),
+        (3, "must give a mapping of names to numbers, got int"),
+        ({"eval/mine": "good"}, "metric 'eval/mine' is 'good', which is no number"),
+    ],
+)
+async def test_a_judge_that_fails_costs_neither_the_step_nor_its_checkpoint(
+    tmp_path: Path, given: Any, told: str
+) -> None:
+    fixture = Fixture(tmp_path, ["a", "b"])
+
+    def judge(step: int, client: Any) -> Any:
+        if isinstance(given, Exception):
+            raise given
+        return given
+
+    with pytest.raises((ValueError, UsageError), match=told):
+        await fixture.train(batch_size=1, calls={"evaluate": judge})
+    assert [record["step"] for record in fixture.records] == [1, 2]
+    entry = await CheckpointLedger(tmp_path / "run").latest()
+    assert entry is not None
+    assert (entry.name, entry.sampler_path) == ("step-2", "snapshot:step-2")
+
+
+async def test_a_judge_may_have_nothing_to_tell(tmp_path: Path) -> None:
+    fixture = Fixture(tmp_path, ["a", "b"])
+    judged: list[int] = []
+    result = await fixture.train(batch_size=1, calls={"evaluate": lambda step, client: judged.append(step)})
+    assert (result.steps, judged) == (2, [2])
+
+
+async def test_each_answer_may_be_a_row(tmp_path: Path) -> None:
+    fixture = Fixture(tmp_path, [])
+    turns = [("user", "?"), ("assistant", "a"), ("user", "!"), ("assistant", "bb")]
+    row = {"messages": [{"role": role, "content": content} for role, content in turns]}
+    fixture.data.write_text(f"{json.dumps(row)}\n" * 3)
+    result = await fixture.train(batch_size=6, split=True)
+    assert [len(batch) for _, batch in fixture.trainer.batches] == [6]
+    lengths = {
+        datum.model_input.length: np.count_nonzero(datum.loss_fn_inputs["weights"].to_numpy())
+        for _, batch in fixture.trainer.batches
+        for datum in batch
+    }
+    short, long = sorted(lengths)
+    assert (lengths[short], lengths[long], short < long) == (2, 3, True)  # with the marker that ends it
+    assert result.checkpoint is not None
+    assert result.checkpoint.data_consumed == 6
+    with pytest.raises(UsageError, match="train_on_what is all_tokens; set one of them"):
+        config(split=True, train_on_what="all_tokens").check()
+
+
+async def test_answers_of_a_chat_are_trained_on_or_evaluated_together(tmp_path: Path) -> None:
+    fixture = Fixture(tmp_path, [])
+    rows = [
+        {"messages": [{"role": role, "content": chat} for role in ("user", "assistant") * 2]} for chat in ("1", "2")
+    ]
+    fixture.data.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    await fixture.train(split=True, eval_auto_carveout=True, eval_carve_ratio=0.5, save_final_checkpoint=False)
+    ((_, trained),) = fixture.trainer.batches
+    (judged,) = fixture.trainer.forwards
+    chats = [[set(b"12") & set(datum.model_input.to_ints()) for datum in batch] for batch in (trained, judged)]
+    assert sorted(chats, key=str) == [[{49}, {49}], [{50}, {50}]]
+
+
+async def test_rows_that_the_model_cannot_take_are_left_out_whatever_is_asked_for(tmp_path: Path) -> None:
+    fixture = Fixture(tmp_path, ["a", "b" * 40])
+    result = await fixture.train(context=20, max_seq_len=1000)
+    assert result.rows.usable == [True, False]
+    (tmp_path / "more").mkdir()
+    fixture = Fixture(tmp_path / "more", ["a", "b" * 40])
+    result = await fixture.train(context=None, max_seq_len=1000)
+    assert result.rows.usable == [True, True]

@@ -66,3 +66,29 @@ def test_a_file_system_without_locks_is_told(
     lock.acquire()
     lock.release()
     assert "see to it that no other run uses it" in caplog.text
+
+
+def test_looking_takes_and_changes_nothing(tmp_path: Path) -> None:
+    lock = DirectoryLock(tmp_path / "new" / "run")
+    lock.check()
+    assert list(tmp_path.iterdir()) == []
+    lock = DirectoryLock(tmp_path)
+    lock.acquire()
+    said = (tmp_path / LOCK_FILE).read_text()
+    with pytest.raises(RunDirectoryError, match=rf"in use by process {os.getpid()}"):
+        DirectoryLock(tmp_path).check()
+    assert (tmp_path / LOCK_FILE).read_text() == said
+    lock.release()
+    DirectoryLock(tmp_path).check()
+    lock.acquire()
+    lock.release()
+
+
+@pytest.mark.parametrize("name", ["file", "file/run"])
+def test_looking_finds_that_there_can_be_no_directory(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunDirectoryError, match=r"cannot make a run in .*: .*file is no directory"):
+        DirectoryLock(tmp_path / name).check()
+    (tmp_path / LOCK_FILE).mkdir()
+    with pytest.raises(RunDirectoryError, match="Is a directory"):
+        DirectoryLock(tmp_path).check()

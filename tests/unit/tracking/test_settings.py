@@ -132,3 +132,18 @@ async def test_it_is_written(tmp_path: Path) -> None:
     async with open_run(tmp_path / "run", config={"lr": 1e-4, "api_key": "fw_1", "reward": a_reward}) as run:
         written = json.loads((run.log_path / "config.json").read_text())
     assert written == {"lr": 1e-4, "api_key": "***", "reward": "a_reward"}
+
+
+def test_what_a_url_may_hide_is_masked() -> None:
+    told = plain(
+        {
+            "dataset": "https://bucket/rows.jsonl?X-Amz-Signature=5#top",
+            "extra_args": ["--mirror=http://me:6@host:80/a", "what? no url"],
+            "plain": "https://host/a@b",
+        }
+    )
+    assert told == {
+        "dataset": "https://bucket/rows.jsonl?***#top",
+        "extra_args": ["--mirror=http://***@host:80/a", "what? no url"],
+        "plain": "https://host/a@b",
+    }
