@@ -3,6 +3,7 @@
 Invariants
     * All come up at the same time; the deployment is created as soon as the trainer exists whose snapshots it takes.
     * The first failure cancels the others. In the end nothing is left that was created here, and all else is in place.
+    * What else went wrong on the way down is told by notes on the error that the block is left by.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ async def provision(
         lora_rank: Rank of the policy's adapter; 0 trains all parameters.
         deploy: The deployment, if there is to be one.
         job_id: The policy's trainer job. Unset: a new one.
-        reference_job_id: The reference's.
+        reference_job_id: The reference's, if there is to be one.
         on_progress: Called each time that one of them was looked at.
 
     Raises:
@@ -147,6 +148,7 @@ class _Run:
         self._ended = anyio.Event()
         self._rising = self._running = 0
         self._failures: list[Exception] = []
+        self._notes: list[str] = []
 
     async def hold(self, launch: AbstractAsyncContextManager[T], put: Callable[[T], None]) -> None:
         """Bring one up, hand it over, and keep it until all are released."""
@@ -172,14 +174,21 @@ class _Run:
             self._release.set()
             await self._ended.wait()
             self._raise_failure()
-        finally:
+        except BaseException as error:
             await background.aclose()
+            for told in [str(failure) for failure in self._failures if failure is not error] + self._notes:
+                error.add_note(told)
+            raise
+        await background.aclose()
 
     async def _guarded(self, member: Callable[[], Awaitable[None]]) -> None:
         try:
             await member()
         except Exception as error:
             self._failures.append(error)
+        except BaseException as error:  # a cancellation, with what it could not remove
+            self._notes += getattr(error, "__notes__", ())
+            raise
         self._running -= 1
         if not self._running:
             self._ended.set()

@@ -111,11 +111,42 @@ async def test_left_by_an_exception() -> None:
                 _ = 1 / 0
 
 
+def told(error: BaseException) -> list[str]:
+    """What was not removed, as an error and its notes tell."""
+    said = [str(error), *getattr(error, "__notes__", ())]
+    return sorted(text.partition(" was not removed: ")[0].split()[-1] for text in said if "was not removed: " in text)
+
+
 @virtual_time
 async def test_what_could_not_be_removed_is_told() -> None:
     plane = FakePlane()
     plane.rules.append(lambda request: (403, {"message": "locked"}) if request.method == "DELETE" else None)
     async with plane.client() as client:
-        with pytest.raises(errors.ProvisioningError, match=r"was not removed: .*locked"):
+        with pytest.raises(errors.ProvisioningError, match=r"was not removed: .*locked") as caught:
             async with everything(client):
                 pass
+    assert told(caught.value) == sorted(plane.alive)
+    assert len(plane.alive) == 3
+
+
+@pytest.mark.parametrize("fails", ["the block", "the deployment"])
+def test_what_could_not_be_removed_is_told_beside_what_failed(fails: str) -> None:
+    @virtual_time
+    async def run() -> None:
+        plane = FakePlane()
+
+        def rule(request: httpx.Request) -> Answer | None:
+            if request.method == "POST" and request.url.path.endswith("/deployments") and fails == "the deployment":
+                return 500, {"message": "broken"}
+            return (403, {"message": "locked"}) if request.method == "DELETE" else None
+
+        plane.rules.append(rule)
+        async with plane.client() as client:
+            with pytest.raises((ZeroDivisionError, errors.ServiceUnavailableError)) as caught:
+                async with everything(client):
+                    _ = 1 / 0
+        not_known = {name for name in told(caught.value) if name.startswith("qwen3-8b-")}  # it may have been created
+        assert set(told(caught.value)) == plane.alive | not_known
+        assert len(plane.alive | not_known) == 3
+
+    run()
