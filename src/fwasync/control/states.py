@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ("GONE", "RESUMABLE", "Verdict", "judge_deployment", "judge_job", "short_state")
+__all__ = ("GONE", "RESUMABLE", "Verdict", "is_under_way", "judge_deployment", "judge_job", "short_state")
 
 RESUMABLE = frozenset({"FAILED", "CANCELLED", "PAUSED", "COMPLETED"})
 """States of a job that `:resume` leads out of."""
@@ -60,6 +60,11 @@ def judge_job(state: str | None, *, settling: bool = False) -> Verdict:
         )
         return Verdict("failed", reason=f"it does not leave that state by itself: {way_out}")
     return Verdict("wait", queued=short in _QUEUED)
+
+
+def is_under_way(state: str | None) -> bool:
+    """Whether a trainer job runs, or comes up."""
+    return judge_job(state).action != "failed"
 
 
 def judge_deployment(state: str | None) -> Verdict:
