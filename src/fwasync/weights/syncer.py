@@ -118,7 +118,7 @@ class AsyncWeightSyncer:
         warmup_after_hotload: Ask for a few tokens before a sync is done.
         warmup_max_retries: How often, ten seconds apart, until they come; that they do not is no error.
         reset_prompt_cache: Let the deployment forget what it cached for prompts.
-        lora_rank: Above 0, snapshots are adapters and always whole.
+        lora_rank: Above 0, snapshots are adapters and always whole; so they are if the client says that it trains one.
         on_progress: Called at each stage, and after each look at the replicas.
 
     Raises:
@@ -155,7 +155,7 @@ class AsyncWeightSyncer:
         self._warm_ups = warmup_max_retries if warmup_after_hotload else 0
         self._reset_prompt_cache = reset_prompt_cache
         self._on_progress = on_progress
-        self._chain = SnapshotChain(lora=lora_rank > 0)
+        self._chain = SnapshotChain(lora=lora_rank > 0 or bool(getattr(policy_client, "lora_rank", None)))
         self._lock = anyio.Lock()
         self.last_timing: dict[str, float] = {}
 
