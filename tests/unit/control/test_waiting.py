@@ -248,6 +248,7 @@ async def test_a_deployment_may_serve_while_its_state_lags_behind() -> None:
         info = await AsyncDeploymentManager(client).wait_for_ready("d", on_progress=notice)
     assert info.state == "READY"
     assert [p.state for p in seen] == ["CREATING"] * 3 + ["READY"]
+    assert [p.message for p in seen] == ["its completions answer 425"] * 3 + [""]
     assert plane.seen[-1].content == (
         b'{"model":"accounts/acme/deployments/d","prompt":[1,2],"max_tokens":4,"temperature":0.0}'
     )
