@@ -219,7 +219,7 @@ class TrainerJobFailedError(ProvisioningError):
 
 
 class DeploymentFailedError(ProvisioningError):
-    """The deployment failed or is being deleted: waiting longer would not help."""
+    """The deployment failed, is being deleted or is scaled to zero: waiting longer would not help."""
 
 
 class ProvisioningTimeoutError(ProvisioningError, TimeoutError):

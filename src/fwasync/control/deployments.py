@@ -164,7 +164,7 @@ class AsyncDeploymentManager:
             The deployment, `READY` also where the service still says `CREATING` but completions are answered.
 
         Raises:
-            DeploymentFailedError: It failed or is being deleted.
+            DeploymentFailedError: It failed, is being deleted, or is scaled to zero.
             ProvisioningTimeoutError: It takes longer.
 
         **Cancellation:** at once; the deployment is untouched.
@@ -172,7 +172,7 @@ class AsyncDeploymentManager:
 
         async def look() -> Look[DeploymentInfo]:
             info = await self.get(deployment_id)
-            verdict = judge_deployment(info.state)
+            verdict = judge_deployment(info.state, most_replicas=info.max_replica_count)
             if verdict.action != "check":
                 return Look(info, verdict, info.state, info.message)
             answers, message = await self._answers(info.inference_model)
