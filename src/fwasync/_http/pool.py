@@ -125,7 +125,7 @@ class Pool:
 
     def _require_open(self) -> None:
         if self._is_closed:
-            raise ClosedError(f"the connections to {self._host} are closed")
+            raise ClosedError(f"the connections to {self._host} are closed: a client is entered once, make another one")
 
     # -- what connections tell
 

@@ -413,7 +413,7 @@ class TestClosing:
         async with raw_server() as server:
             async with Http(server.url, "key") as http:
                 await get(http)
-            with pytest.raises(errors.ClosedError):
+            with pytest.raises(errors.ClosedError, match="make another one"):
                 await get(http)
             assert server.accepted == 1
 
