@@ -63,7 +63,8 @@ async def provision(
     ```
 
     What exists already is used and left in place afterwards: trainer jobs under the ids that are given, resumed if need
-    be, and a deployment under `deploy.deployment_id`, which is attached to this run's trainer.
+    be, and a deployment under `deploy.deployment_id`, which is attached to this run's trainer. A new deployment that
+    names no hardware gets the shape that goes with the policy's.
 
     Args:
         jobs: Manager of the trainer jobs.
@@ -84,6 +85,8 @@ async def provision(
     """
     job_id = job_id or new_job_id()
     job_name = await jobs.name_of(job_id)
+    if deploy is not None:
+        deploy = await _with_shape(deploy, jobs, infra)
     exists = anyio.Event()
     run = _Run()
     policy: list[TrainerServiceEndpoint] = []
@@ -119,6 +122,14 @@ async def provision(
         members.append(lambda: bring_up_deployment(deploy))
     async with run.together(members):
         yield Provisioned(policy[0], next(iter(reference), None), next(iter(deployment), None))
+
+
+async def _with_shape(deploy: DeployConfig, jobs: AsyncTrainerJobManager, infra: InfraConfig) -> DeployConfig:
+    """The deployment's configuration, with a shape if its own or its hardware is not named."""
+    if infra.training_shape_id is None or deploy.deployment_shape or deploy.deployment_accelerator_type:
+        return deploy
+    shape = (await jobs.client.resolve_training_profile(infra.training_shape_id)).deployment_shape
+    return deploy.model_copy(update={"deployment_shape": shape}) if shape else deploy
 
 
 @asynccontextmanager

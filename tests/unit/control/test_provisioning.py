@@ -19,7 +19,7 @@ from fwasync.control.provisioning import Provisioned, provision
 from fwasync.control.trainer_jobs import AsyncTrainerJobManager
 from fwasync.testing import virtual_time
 from support.sweep import STEP_S, struck
-from unit.control.fake_plane import MODEL, Answer, FakePlane, nothing_left
+from unit.control.fake_plane import DEPLOYMENT_SHAPE, MODEL, Answer, FakePlane, nothing_left
 
 SHAPE = "accounts/fireworks/trainingShapes/ts"
 INFRA = InfraConfig(training_shape_id=SHAPE, ref_training_shape_id=f"{SHAPE}-forward", trainer_timeout_s=60)
@@ -42,6 +42,40 @@ async def test_all_come_up_together() -> None:
     bodies = [json.loads(r.content) for r in plane.seen if r.method == "POST" and "/accounts/" in r.url.path]
     assert [body["hotLoadTrainerJob"] for body in bodies if "hotLoadTrainerJob" in body] == [up.policy.job_name]
     assert sorted(body.get("forwardOnly", False) for body in bodies if "serviceMode" in body) == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("deploy", "infra", "shape", "accelerator"),
+    [
+        (DeployConfig(), INFRA, DEPLOYMENT_SHAPE, None),
+        (DeployConfig(deployment_shape=f"{DEPLOYMENT_SHAPE}2"), INFRA, f"{DEPLOYMENT_SHAPE}2", None),
+        (DeployConfig(deployment_accelerator_type="X"), INFRA, None, "X"),
+        (DeployConfig(), InfraConfig(accelerator_type="Y"), None, "Y"),
+    ],
+)
+def test_a_deployment_that_names_no_hardware_has_the_shape_that_goes_with_the_trainers(
+    deploy: DeployConfig, infra: InfraConfig, shape: str | None, accelerator: str | None
+) -> None:
+    @virtual_time
+    async def run() -> None:
+        plane = FakePlane()
+        async with nothing_left(plane) as client, everything(client, infra=infra, deploy=deploy):
+            pass
+        [body] = [json.loads(r.content) for r in plane.seen if r.method == "POST" and "deploymentId" in r.url.params]
+        assert (body.get("deploymentShape"), body.get("acceleratorType")) == (shape, accelerator)
+
+    run()
+
+
+@virtual_time
+async def test_a_shape_that_cannot_be_resolved_creates_nothing() -> None:
+    plane = FakePlane()
+    plane.rules.append(lambda request: (404, {}) if "/trainingShapes/" in request.url.path else None)
+    async with nothing_left(plane) as client:
+        with pytest.raises(errors.NotFoundError, match="resolving shape"):
+            async with everything(client):
+                raise AssertionError
+    assert {request.method for request in plane.seen} == {"GET"}
 
 
 @virtual_time
