@@ -588,7 +588,7 @@ async def test_what_goes_wrong_on_the_way_is_told_after_what_came_before() -> No
         raise httpx.ReadError("reset")
 
     fault = {"error": {"code": 503, "message": f"out of memory {KEY}"}}
-    failing = httpx.Response(200, content=events(piece("Hel", 5), fault, end=b""))
+    failing = httpx.Response(200, headers={"x-request-id": "r1"}, content=events(piece("Hel", 5), fault, end=b""))
     for answer, expected, says in (
         (httpx.Response(200, content=cut()), errors.StreamBrokenError, "reset"),
         (failing, errors.ServiceUnavailableError, r"out of memory \*\*\*"),
@@ -597,10 +597,11 @@ async def test_what_goes_wrong_on_the_way_is_told_after_what_came_before() -> No
         client, seen = sampler(answer)
         texts: list[str] = []
         async with client:
-            with pytest.raises(expected, match=says):
+            with pytest.raises(expected, match=says) as caught:
                 async with client.stream_with_prompt_tokens(PROMPT) as stream:
                     async for each in stream:
                         texts.append(each.text)
+        assert getattr(caught.value, "request_id", None) == ("r1" if answer is failing else None)
         assert texts == ([] if expected is errors.ProtocolError else ["Hel"])
         assert len(seen) == 1
 
