@@ -200,6 +200,11 @@ class TrainingClient(Twin[AsyncTrainingClient]):
         _ = self._lease  # raises if the client is not open
         return self._client.model_id
 
+    @property
+    def snapshot_epoch(self) -> int:
+        """See `AsyncTrainingClient.snapshot_epoch`."""
+        return self._client.snapshot_epoch
+
     def statistics(self) -> Statistics:
         """See `AsyncTrainingClient.statistics`."""
         return self._lease.call(self._client.statistics)

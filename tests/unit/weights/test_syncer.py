@@ -71,6 +71,21 @@ def test_lora_is_always_loaded_in_full(told: str) -> None:
 
 
 @virtual_time
+async def test_what_was_done_on_the_client_itself_forces_a_base() -> None:
+    deployment = Deployment(Trainer())
+    sync = syncer(deployment)
+    for name in "ab":
+        await sync.save_and_hotload(name)
+    await deployment.trainer.save_weights_for_sampler_ext("by hand")
+    deployment.trainer.snapshot_epoch += 1
+    with pytest.raises(errors.UsageError, match="not known to be served"):
+        await sync.save_only("c", "delta")
+    await sync.save_and_hotload("d")
+    assert deployment.trainer.kinds == ["base", "delta", "base", "base"]
+    await goes_on(sync, deployment)
+
+
+@virtual_time
 async def test_without_a_deployment_it_only_saves() -> None:
     trainer = Trainer()
     sync = AsyncWeightSyncer(trainer)
