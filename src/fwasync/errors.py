@@ -19,7 +19,7 @@ FwasyncError                          what happened · cause · what to do; neve
 │  ├─ NotFoundError                   404
 │  ├─ ConflictError                   409
 │  ├─ RateLimitError                  429
-│  ├─ ServiceUnavailableError         5xx
+│  ├─ ServiceUnavailableError         5xx, 408, 425
 │  └─ ProtocolError                   an answer that is not the trainer API's
 ├─ ProvisioningError                  a trainer job or deployment did not come up or go; has `resource`
 │  ├─ TrainerJobFailedError           the job is in a state that it does not leave by itself
@@ -193,7 +193,7 @@ class RateLimitError(ServiceError):
 
 
 class ServiceUnavailableError(ServiceError):
-    """The service kept answering 5xx for longer than the retry budget."""
+    """The service failed (5xx), or could not tell yet (408, 425), for longer than the retry budget."""
 
 
 class ProtocolError(ServiceError):

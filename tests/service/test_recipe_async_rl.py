@@ -266,7 +266,7 @@ async def test_a_reference_holds_the_policy(tmp_path: Path, data: Path) -> None:
     async with launch() as local:
         for beta in (1e-6, 5.0):
             log_path = tmp_path / str(beta)
-            config = settings(tmp_path, log_path=log_path, kl_beta=beta, max_steps=6, epochs=2)
+            config = settings(tmp_path, log_path=log_path, kl_beta=beta, max_steps=12, epochs=5)
             await async_rl.train(config, reward=reward, where=Where(local.base_url, local.api_key))
             distances.append(records(log_path)[-1]["train/ref_kl"])
     assert distances[1] < distances[0] / 2

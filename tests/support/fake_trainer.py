@@ -58,6 +58,7 @@ class FakeTrainer(httpx.AsyncBaseTransport):
     reject: set[str] = field(default_factory=set)
     taken: set[str] = field(default_factory=set)
     reject_next: list[str] = field(default_factory=list)
+    door: dict[str, list[httpx.Response]] = field(default_factory=lambda: defaultdict(list))
     script: dict[str, list[Callable[[], Any]]] = field(default_factory=lambda: defaultdict(list))
     gates: dict[str, anyio.Event] = field(default_factory=dict)
     polls: int = 0
@@ -75,6 +76,10 @@ class FakeTrainer(httpx.AsyncBaseTransport):
     def next_time(self, path: str, action: Callable[[], Any]) -> None:
         """The next request of this path is acted upon after its effect: the action raises or returns a response."""
         self.script[path].append(action)
+
+    def at_the_door(self, path: str, *responses: httpx.Response) -> None:
+        """The next requests of this path are answered so before they have an effect."""
+        self.door[path] += responses
 
     def numbers(self) -> list[tuple[str, int | None]]:
         return [(s.path, s.seq_id) for s in self.sent if s.seq_id is not None]
@@ -99,6 +104,8 @@ class FakeTrainer(httpx.AsyncBaseTransport):
         if path in self.gates:
             await self.gates[path].wait()
         await self._travel("before")
+        if self.door[path]:
+            return self.door[path].pop(0)
         response = self._sequenced(path, body) if path in SEQUENCED else self._plain(path, body)
         if self.script[path]:
             action = self.script[path].pop(0)

@@ -7,6 +7,7 @@ before they get here.
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import secrets
 import time
@@ -27,8 +28,11 @@ from fwasync.errors import RetryBudgetExhaustedError, ServiceUnreachableError, U
 
 __all__ = ("Answer", "Body", "Http", "Streamed", "Unanswered", "service_url")
 
+logger = logging.getLogger("fwasync.http")
+
 _ATTEMPT_TIMEOUT_S = 60.0
 _JSON = "application/json"
+_LAST_PORT = 65_535  # the system's look-up takes a larger number for another port
 _SLOWEST_UPLOAD = 50_000  # bytes a second
 
 
@@ -94,15 +98,18 @@ def service_url(base_url: str) -> str:
     """
     try:
         url = httpx.URL(base_url)
-    except httpx.InvalidURL as error:
-        raise UsageError(f"base_url is not a URL: {error}") from None
-    if url.scheme not in ("http", "https") or not url.host:
+        is_good = url.scheme in ("http", "https") and bool(url.host) and (url.port or 0) <= _LAST_PORT
+    except (httpx.InvalidURL, UnicodeError):  # the latter of a host that is no name
+        url, is_good = httpx.URL(), False
+    if not is_good:
         raise UsageError(
             "base_url must look like https://host or http://127.0.0.1:8000, and what was given does not; was api_key "
             "given in its place?"
         )
     if url.userinfo:
         raise UsageError("base_url must not carry a user name or password; pass api_key instead")
+    if url.query or url.fragment:
+        raise UsageError("base_url must end with its path, without a query (?...) or a fragment (#...)")
     return base_url.rstrip("/").removesuffix("/api/v1").rstrip("/")
 
 
@@ -138,7 +145,7 @@ class Http:
         }
         if bearer:
             headers["authorization"] = f"Bearer {api_key}"
-        self._carrier = carrier_for(self.base_url + prefix, headers, transport, self._safe)
+        self._carrier = carrier_for(self.base_url + prefix, headers, transport, self.safe)
 
     def __repr__(self) -> str:
         return f"<Http {self.base_url}>"
@@ -151,6 +158,11 @@ class Http:
     ) -> None:
         with anyio.CancelScope(shield=True):  # closing sockets takes no waiting, and must happen
             await self._carrier.aclose()
+
+    def safe(self, said: object) -> str:
+        """What an error or the service says, without the key."""
+        text = str(said) or type(said).__name__
+        return text.replace(self._secret, "***") if self._secret else text
 
     def error_text(self, answer: Answer) -> str:
         """What the body of a refusal says, safe to show."""
@@ -281,6 +293,8 @@ class Http:
             )
             if delay is None:
                 raise self.given_up(failure, path, attempt, clock() - started, reached=reached)
+            said = f"status {failure.status}" if isinstance(failure, Answer) else failure
+            logger.info("%s: attempt %d failed (%s); again in %.1f s", path, attempt, said, delay)
             await anyio.sleep(delay)
 
     def refusal(self, answer: Answer, path: str) -> Exception:
@@ -303,10 +317,6 @@ class Http:
                 "Check base_url, and that the service is running."
             )
         return RetryBudgetExhaustedError(f"{path}: no answer from {self.base_url} ({failure}; {tried})")
-
-    def _safe(self, error: Exception) -> str:
-        text = str(error) or type(error).__name__
-        return text.replace(self._secret, "***") if self._secret else text
 
 
 def _headers(accept: str, content_type: str, more: Mapping[str, str] | None) -> dict[str, str]:

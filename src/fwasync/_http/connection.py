@@ -263,9 +263,9 @@ class Connection(asyncio.Protocol):
         self._is_whole = self._answers_head
 
     def on_body(self, data: bytes) -> None:
-        """A piece of the body has come."""
+        """A piece of the body has come; an interim answer has none that matters."""
         incoming = self._incoming
-        if incoming is None or self._is_whole:
+        if incoming is None or self._is_whole or self._is_interim:
             return
         if incoming.add(data) and not self._is_paused and self._transport is not None:
             self._is_paused = True

@@ -25,7 +25,10 @@ def find_key(url: str, given: str | None, environment: Mapping[str, str]) -> str
     Raises:
         UsageError: There is none, or it cannot be one. The text names the variables, and never the key.
     """
-    host = urlsplit(url).hostname or ""
+    try:
+        host = urlsplit(url).hostname or ""
+    except ValueError:  # no URL: whoever uses it tells
+        host = ""
     names = [_OWN_KEY, *(name for domain, name in _KEYS_BY_DOMAIN.items() if f".{host}".endswith(domain))]
     key = given or next((environment[name] for name in names if environment.get(name)), None)
     if not key:

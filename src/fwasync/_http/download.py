@@ -2,7 +2,7 @@
 
 Invariants
     * A URL's query may hold a secret (signed URLs): it is in no error.
-    * What was asked for over https is never answered over http.
+    * What is asked for over https is never asked for over http.
 """
 
 from __future__ import annotations
@@ -61,16 +61,23 @@ async def download(
     shown, retry = without_query(url), retry or RetryPolicy()
     try:
         asked = httpx.URL(url)
-    except httpx.InvalidURL as error:
-        raise UsageError(f"{shown} is not a URL: {error}") from None
-    if asked.scheme not in ("http", "https") or not asked.host or asked.userinfo:
+        is_good = asked.scheme in ("http", "https") and bool(asked.host) and not asked.userinfo
+    except (httpx.InvalidURL, UnicodeError):  # the latter of a host that is no name
+        asked, is_good = httpx.URL(), False
+    if not is_good:
         raise UsageError("a URL of data must look like https://host/path, without user name and password")
+
+    async def check(request: httpx.Request) -> None:
+        if asked.scheme == "https" and request.url.scheme != "https":
+            raise TransportError(f"{shown} redirects from https to http, which is not followed")
+
     async with httpx.AsyncClient(
         transport=transport or default_transport(url),
         timeout=None,  # time-outs are cancel scopes
         headers={"User-Agent": f"fwasync/{__version__}"},
         follow_redirects=True,
         max_redirects=_REDIRECTS,
+        event_hooks={"request": [check]},
     ) as client:
         started, attempt = anyio.current_time(), 0
         while True:
@@ -102,8 +109,6 @@ async def _attempt(client: httpx.AsyncClient, url: httpx.URL, path: Path, timeou
         except httpx.TooManyRedirects:
             raise TransportError(f"{shown} redirects more than {_REDIRECTS} times") from None
     try:
-        if url.scheme == "https" and any(step.url.scheme != "https" for step in (*response.history, response)):
-            raise TransportError(f"{shown} redirects from https to http, which is not followed")
         if not response.is_success:
             with _answered_within(timeout, url):
                 await response.aread()

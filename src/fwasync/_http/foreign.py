@@ -11,6 +11,7 @@ import httpx
 
 from fwasync._http.carrier import WRITE_SIZE, Body, Unanswered, joined
 from fwasync._http.heads import header_lines
+from fwasync.errors import ClosedError
 
 __all__ = ("HttpxCarrier",)
 
@@ -42,6 +43,8 @@ class HttpxCarrier:
 
     async def send(self, method: str, path: str, headers: Mapping[str, str], body: Body, deadline: float) -> HttpxReply:
         """Send a request once, until the head of its answer has come; see `carrier.Carrier`."""
+        if self._client.is_closed:
+            raise ClosedError(f"the connections to {httpx.URL(self._root).host} are closed")
         header_lines(headers)
         size = sum(map(len, body))
         request = self._client.build_request(

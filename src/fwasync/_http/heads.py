@@ -34,7 +34,12 @@ def header_lines(headers: Mapping[str, str]) -> str:
         UsageError: One cannot be sent. The text has its name, not its value.
     """
     lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
-    if _LINES(lines) is None or lines.count("\n") != len(headers) or not _NOT_THE_CALLERS.isdisjoint(headers):
+    if (
+        _LINES(lines) is None
+        or lines.count("\n") != len(headers)
+        or ":" in "".join(headers)
+        or not _NOT_THE_CALLERS.isdisjoint(headers)
+    ):
         raise _refused(headers)
     return lines
 

@@ -84,13 +84,13 @@ async def retrieve(
                     "It may have taken effect; load the last checkpoint to be sure of the state.",
                     request_id=str(request_id),
                 )
-            case PayloadHeld():
+            case PayloadHeld() if metadata_only:
                 metadata_only, failures, delay = False, 0, 0.0
             case NotReady():
                 failures, delay = 0, started + _SHORTEST_POLL_S - clock()
                 if on_wait is not None:
                     on_wait(poll.outcome)
-            case Transient():
+            case Transient() | PayloadHeld():  # a payload that is asked for and still held is no answer either
                 failing_since = failing_since if failures else started
                 failures += 1
                 failing_s = clock() - failing_since

@@ -152,7 +152,7 @@ class Session:
             body = await self.http.call(
                 "POST", "create_session", [encode(request)], retry=self.http.retry.for_contact()
             )
-            return read("create_session", body, SessionCreated).session_id
+            created = read("create_session", body, SessionCreated)
         except ServiceError as error:
             if not isinstance(error, ProtocolError) and error.status not in _NO_SUCH_API:
                 raise
@@ -160,6 +160,15 @@ class Session:
                 f"{self.http.base_url} is not a trainer service: it does not answer create_session as one "
                 f"({error}). Check base_url."
             ) from error
+        said = (
+            (logging.INFO, created.info_message),
+            (logging.WARNING, created.warning_message),
+            (logging.ERROR, created.error_message),
+        )
+        for level, text in said:
+            if text:
+                logger.log(level, "the service says: %s", self.http.safe(text))
+        return created.session_id
 
     async def _beat(self, session_id: str) -> None:
         while self._lost is None:

@@ -11,6 +11,8 @@ from typing import Any
 
 import msgspec
 
+from fwasync._wire.messages import decode
+
 __all__ = (
     "Expired",
     "Failed",
@@ -74,8 +76,6 @@ class _Probe(msgspec.Struct):
     queue_state_reason: Any = None
 
 
-_probe = msgspec.json.Decoder(_Probe)
-
 _CATEGORIES = ("user", "server")
 # Everything but a result is short. Larger bodies are not searched, which would take milliseconds on an event loop.
 _LARGEST_WORD = 100_000
@@ -103,7 +103,7 @@ def read_outcome(status: int, body: bytes, *, text: str) -> Outcome | None:
     if status == 200 and len(body) > _LARGEST_WORD:
         return Ready()
     try:
-        probe = _probe.decode(body)
+        probe = decode(body, _Probe)
     except msgspec.MsgspecError:
         return Transient() if status == 408 else None
     if status == 408 or probe.type == "try_again":

@@ -16,9 +16,10 @@ async with where.open(config, start=resume.path if resume else None, reference=T
 ```
 
 **The reference** is a trainer of its own where `infra.ref_training_shape_id` is set, and else the frozen base model on
-the policy's service, in the policy's session (`create_base_training_client`); a recipe does not see the difference. One
-that needs it for a part of the run only asks for `early_release`, and opens it with `trainers.open_reference()`: its
-trainer job comes up with the policy's, and is removed as soon as that block is left.
+the policy's service, in the policy's session (`create_base_training_client`), or, where a service has no such thing,
+an adapter that nothing trains; a recipe does not see the difference. One that needs it for a part of the run only asks
+for `early_release`, and opens it with `trainers.open_reference()`: its trainer job comes up with the policy's, and is
+removed as soon as that block is left.
 
 **Samplers.** A recipe that samples passes its `DeployConfig` as `deploy`. On the control plane `trainers.deployment` is
 then the deployment that takes the policy's snapshots, of the shape that goes with the training shape if none is set; an
@@ -51,7 +52,7 @@ from fwasync._wire.paths import split_cross_job
 from fwasync.checkpoints.promotion import Promoter
 from fwasync.config.launch import Progress
 from fwasync.control.resources import DeploymentInfo, TrainerServiceEndpoint
-from fwasync.errors import FwasyncError, NotFoundError, UsageError
+from fwasync.errors import BadRequestError, FwasyncError, NotFoundError, UsageError
 from fwasync.recipes.claims import claimed
 from fwasync.recipes.config import RecipeConfig
 
@@ -203,7 +204,7 @@ class Where:
         if service is None:
             service = await stack.enter_async_context(AsyncServiceClient(self.base_url, self.api_key))
         policy = await stack.enter_async_context(_policy(service, config, start))
-        frozen = partial(service.create_base_training_client, config.base_model) if reference else None
+        frozen = partial(_base_model, service, config) if reference else None
         return Trainers(service, policy, passing_reference=frozen)
 
     async def _launched(
@@ -288,6 +289,21 @@ def _policy(service: AsyncServiceClient, config: RecipeConfig, start: str | None
     return service.create_training_client_from_state_with_optimizer(
         start, base_model=config.base_model, lora_rank=config.lora_rank, **options
     )
+
+
+@asynccontextmanager
+async def _base_model(service: AsyncServiceClient, config: RecipeConfig) -> AsyncGenerator[AsyncTrainingClient]:
+    """The frozen base model. A service that has adapters only gives one that nothing trains: it begins at zero."""
+    async with AsyncExitStack() as stack:
+        frozen = service.create_base_training_client(config.base_model)
+        try:
+            reference = await stack.enter_async_context(frozen)
+        except BadRequestError:
+            if config.lora_rank == 0:
+                raise
+            adapter = service.create_training_client(config.base_model, config.lora_rank)
+            reference = await stack.enter_async_context(adapter)
+        yield reference
 
 
 @asynccontextmanager

@@ -47,15 +47,17 @@ class Attempts:
 
     Attributes:
         failed: How many have failed.
+        reached: Whether any of them got to the service.
     """
 
-    __slots__ = ("_busy", "_policy", "_swapping", "failed")
+    __slots__ = ("_busy", "_policy", "_swapping", "failed", "reached")
 
     def __init__(self, policy: AttemptPolicy) -> None:
         self._policy = policy
         self._busy = 0
         self._swapping = 0
         self.failed = 0
+        self.reached = False
 
     def pause(self, status: int | None, *, jitter: float, retry_after_s: float | None) -> float | None:
         """Seconds to wait before the next attempt, after one has failed; `None` to give up.

@@ -9,7 +9,6 @@ Invariants
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import operator
 import random
@@ -239,7 +238,7 @@ class AsyncDeploymentSampler:
             raise UsageError("max_seq_len is for whole completions; stop reading the stream instead")
         body = [encode(completion_request(self.model, prompt, asked, stop=stop, stream=True))]
         with self._calls.call(is_block=True):
-            headers, attempts, started = self._request_headers(), Attempts(self._policy), _now()
+            headers, attempts, started = self._request_headers(), Attempts(self._policy), anyio.current_time()
             for retry in itertools.count():
                 async with self.concurrency.slot() as slot:
                     outcome: Answer | Unanswered | Streamed
@@ -289,7 +288,7 @@ class AsyncDeploymentSampler:
         return [sampled[number] for number in range(len(bodies))]
 
     async def _complete(self, body: list[bytes], prompt: list[int], options: CompletionOptions) -> SampledCompletion:
-        headers, attempts, started = self._request_headers(), Attempts(self._policy), _now()
+        headers, attempts, started = self._request_headers(), Attempts(self._policy), anyio.current_time()
         for retry in itertools.count():
             async with self.concurrency.slot() as slot:
                 outcome: Answer | Unanswered
@@ -328,12 +327,14 @@ class AsyncDeploymentSampler:
 
     async def _pause(self, attempts: Attempts, failure: Answer | Unanswered, started: float) -> None:
         if isinstance(failure, Answer):
-            status, wanted, reached = failure.status, failure.retry_after_s, True
+            status, wanted = failure.status, failure.retry_after_s
         else:
-            status, wanted, reached = None, None, failure.connected
+            status, wanted = None, None
+        attempts.reached |= isinstance(failure, Answer) or failure.connected
         pause = attempts.pause(status, jitter=random.random(), retry_after_s=wanted)
         if pause is None:
-            raise self._http.given_up(failure, "completions", attempts.failed, _now() - started, reached=reached)
+            took = anyio.current_time() - started
+            raise self._http.given_up(failure, "completions", attempts.failed, took, reached=attempts.reached)
         await anyio.sleep(pause)
 
     def _request_headers(self) -> dict[str, str]:
@@ -366,10 +367,6 @@ class AsyncDeploymentSampler:
     def _decoded(self, token: int) -> Any:
         assert self._tokenizer is not None
         return self._tokenizer.decode([token])
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 async def _read(body: bytes, reader: CompletionReader) -> Completion:

@@ -8,10 +8,10 @@ Invariants
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, Self, cast
 
+import anyio
 import msgspec
 
 from fwasync._http.client import Answer, Streamed, Unanswered
@@ -119,7 +119,7 @@ class CompletionStream:
             self._perf,
             status=200,
             retry=retry,
-            latency_s=_now() - self._started,
+            latency_s=anyio.current_time() - self._started,
             ttft_s=None if self._first_at is None else self._first_at - self._started,
             completion_tokens=self._usage and self._usage.completion_tokens,
         )
@@ -150,7 +150,7 @@ class CompletionStream:
         if not message.choices:
             return None
         if self._first_at is None:
-            self._first_at = _now()
+            self._first_at = anyio.current_time()
         text, finish_reason = "", None
         rows: Sequence[TokenRow] = ()
         for choice in message.choices:
@@ -165,10 +165,6 @@ class CompletionStream:
             [row.logprob for row in rows if row.logprob is not None],
             finish_reason,
         )
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 def _status(error: Any) -> int:

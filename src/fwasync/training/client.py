@@ -11,7 +11,8 @@ from fwasync._http.session import Session
 from fwasync._wire import messages
 from fwasync._wire.messages import encode
 from fwasync._wire.paths import cross_job_path, is_path
-from fwasync.errors import ClosedError, UsageError
+from fwasync._wire.runs import CheckpointList
+from fwasync.errors import ClosedError, NotFoundError, UsageError
 from fwasync.training.custom_loss import CustomLoss, require_torch
 from fwasync.training.future import APIFuture
 from fwasync.training.model import CHECKPOINT_TIMEOUT_S, Model, ModelSpec, Statistics
@@ -73,7 +74,7 @@ class AsyncTrainingClient:
     Leaving the block normally waits for everything that was submitted, and raises the failure of an operation
     that nobody awaited (an `ExceptionGroup` if there are several). Leaving it by an exception or a
     cancellation withdraws what is queued, gives the request in flight a second to be acknowledged, and
-    closes.
+    closes. A loss function that runs in a thread is waited for: nobody can end it from outside.
     """
 
     def __init__(self, session: Session, spec: ModelSpec) -> None:
@@ -311,12 +312,18 @@ class AsyncTrainingClient:
         )
 
     async def list_checkpoints(self) -> list[str]:
-        """Names of the checkpoints that can be loaded, as the service lists them.
+        """The checkpoints that `load_state` can load: by name, as trainer jobs list them, or this model's by path, as
+        other services do.
 
         **Cancellation:** nothing remains.
         """
-        _ = self.model_id  # raises if the client is not open
-        body = await self._session.http.call("GET", "list_checkpoints")
+        model_id = self.model_id  # raises if the client is not open
+        try:
+            body = await self._session.http.call("GET", "list_checkpoints")
+        except NotFoundError:
+            run = f"training_runs/{model_id}/checkpoints"
+            listed = read(run, await self._session.http.call("GET", run), CheckpointList).checkpoints
+            return [entry.tinker_path for entry in listed if entry.checkpoint_type == "training"]
         return read("list_checkpoints", body, messages.Checkpoints).checkpoints
 
     def resolve_checkpoint_path(self, name: str, source_job_id: str | None = None) -> str:

@@ -7,9 +7,9 @@ queued leaves no hole. Numbers start at 1 and go up by one with each acknowledge
 next request is sent with that same number: a service that did not count it takes it, one that did says that
 the number belongs to another request (409), and then the following number is right. Neither case can leave a
 hole or apply anything twice. A 409 that may be about a name which is taken, and not about the number, refuses
-that request only. Where a request was neither refused nor acknowledged, or a refusal came in the
-middle of an operation, no rule is safe, and the lane is broken: all that is queued, and all that comes, fails
-with `SequenceBrokenError`.
+that request only. Where a request was neither refused nor acknowledged, was turned away at the door (a key, a limit)
+after an attempt that nobody answered, or a refusal came in the middle of an operation, no rule is safe, and the lane is
+broken: all that is queued, and all that comes, fails with `SequenceBrokenError`.
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ __all__ = ("Lane",)
 
 # What a service says of a model it does not know, perhaps because its session is over.
 _GONE = (404, 410)
+_TOO_MANY = 429
+# Refusals before anything looks at the number: of an earlier attempt that may have got further they say nothing.
+_AT_THE_DOOR = (401, 403, _TOO_MANY)
 _PARTS_AT_A_TIME = 8
 _NAMING = ("save_weights", "save_weights_for_sampler")
 
@@ -60,6 +63,7 @@ class Lane:
         self._wakeup = asyncio.Event()
         self._next_number = 1
         self._number_in_doubt = False
+        self._attempt_in_doubt = False
         self._broken: str | None = None
         self._closed = False
         self._scope = anyio.CancelScope(shield=True)
@@ -133,10 +137,9 @@ class Lane:
                 await current.admitted()
         finally:
             if not current.decided and current.state == "admitting":
-                error = SequenceBrokenError(
-                    f"{current.verb} was still being sent when its client was left; it may have taken effect"
-                )
-                current.fail(error, took_effect=None)
+                told = "had no effect" if current.harmless else "may have taken effect"
+                error = SequenceBrokenError(f"{current.verb} was still being sent when its client was left; it {told}")
+                current.fail(error, took_effect=False if current.harmless else None)
 
     # -- what an operation uses while it has its turn ------------------------------------------
 
@@ -163,7 +166,7 @@ class Lane:
             The request ids, in the order of the bodies.
 
         Raises:
-            SequenceBrokenError: The order is in doubt from here on.
+            SequenceBrokenError: The order is in doubt from here on; what was sent may or may not have taken effect.
             ServiceError: The service refused the first; nothing was accepted, and the lane goes on.
             TransportError: No answer; the lane is broken from here on. So it is after a failure of the service
                 itself (5xx), or an answer that cannot be read.
@@ -185,6 +188,9 @@ class Lane:
             self._number_in_doubt = True
             if error.status in _GONE:
                 await self._session.confirm()
+            if self._attempt_in_doubt and error.status in _AT_THE_DOOR:
+                self._broken = f"{path} was not answered at first, and then refused ({error}); it may have taken effect"
+                raise self._broken_error(path) from error
             raise
         self._next_number += 1
         self._number_in_doubt = False
@@ -225,16 +231,23 @@ class Lane:
         return request_ids
 
     async def _send_numbered(self, path: str, body: Callable[[int], list[bytes]], content_type: str) -> bytes:
-        http = self._session.http
         _ = self._session.session_id  # raises if the session is lost
         try:
-            return await http.call("POST", path, body(self._next_number), content_type=content_type)
+            return await self._call(path, body(self._next_number), content_type)
         except ConflictError as error:
             if not self._number_in_doubt or not _is_about_the_number(path, error):
                 raise
         self._next_number += 1
         self._number_in_doubt = False
-        return await http.call("POST", path, body(self._next_number), content_type=content_type)
+        return await self._call(path, body(self._next_number), content_type)
+
+    async def _call(self, path: str, body: list[bytes], content_type: str) -> bytes:
+        self._attempt_in_doubt = False
+        http = self._session.http
+        return await http.call("POST", path, body, content_type=content_type, on_failure=self._note_failure)
+
+    def _note_failure(self, status: int | None, _before: int) -> None:
+        self._attempt_in_doubt |= status != _TOO_MANY
 
     async def fetch(
         self,

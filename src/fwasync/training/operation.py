@@ -20,6 +20,7 @@ from fwasync.errors import (
     OperationWithdrawnError,
     ProtocolError,
     ResultLostError,
+    SequenceBrokenError,
     ServiceUnavailableError,
     TransportError,
 )
@@ -28,8 +29,9 @@ __all__ = ("EFFECT_UNKNOWN", "Admission", "Operation", "State")
 
 T = TypeVar("T")
 
-EFFECT_UNKNOWN = (TransportError, ServiceUnavailableError, ProtocolError)
-"""What a request may end with after it took effect: no answer, a server's own failure, or an unreadable answer."""
+EFFECT_UNKNOWN = (TransportError, ServiceUnavailableError, ProtocolError, SequenceBrokenError)
+"""What a request may end with after it took effect: no answer, a server's own failure, an unreadable answer, or a
+refusal that says nothing of an earlier attempt."""
 
 State = Literal["queued", "admitting", "admitted", "done", "failed", "withdrawn"]
 

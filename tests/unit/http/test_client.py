@@ -34,7 +34,10 @@ def scripted(*steps: Step) -> tuple[Http, list[httpx.Request]]:
 
 
 @virtual_time
-async def test_a_call_is_repeated_with_the_same_body_and_key_until_it_is_answered() -> None:
+async def test_a_call_is_repeated_with_the_same_body_and_key_until_it_is_answered(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "fwasync.http")
     http, seen = scripted(
         httpx.ReadError("reset"),
         httpx.Response(503),
@@ -49,6 +52,12 @@ async def test_a_call_is_repeated_with_the_same_body_and_key_until_it_is_answere
     assert {str(request.url) for request in seen} == {"http://service.test/base/api/v1/optim_step"}
     assert seen[0].headers["x-api-key"] == KEY
     assert seen[0].headers["content-type"] == "application/json"
+    told = [record.getMessage().partition(";")[0] for record in caplog.records if record.name == "fwasync.http"]
+    assert told == [
+        "optim_step: attempt 1 failed (reset)",
+        "optim_step: attempt 2 failed (status 503)",
+        "optim_step: attempt 3 failed (status 429)",
+    ]
 
 
 @virtual_time
@@ -131,6 +140,16 @@ async def test_failing_polls_never_spin_and_end_within_the_budget() -> None:
 
 
 @virtual_time
+async def test_a_payload_that_never_comes_is_not_waited_for_without_end() -> None:
+    http, seen = scripted(*[httpx.Response(200, json={"status": "complete_metadata"}) for _ in range(10_000)])
+    async with http:
+        with pytest.raises(errors.RetryBudgetExhaustedError, match="could not be asked for"):
+            await retrieve(http, "r", what="optim_step")
+    assert len(seen) < 150
+    assert anyio.current_time() <= 300
+
+
+@virtual_time
 async def test_polls_that_are_answered_at_once_do_not_spin() -> None:
     http, seen = scripted(*[httpx.Response(408, json={"type": "try_again"}) for _ in range(100_000)])
     async with http:
@@ -148,7 +167,22 @@ async def test_a_refused_poll_is_an_error() -> None:
     assert KEY not in str(e.value)
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "ftp://x", "http://", "", "http://user:pw@host", "http://[::1"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost:8000",
+        "ftp://x",
+        "http://",
+        "",
+        "http://user:pw@host",
+        "http://host:pw",
+        "http://host:65536",
+        "http://host/?key=pw",
+        "http://host/#pw",
+        "http://xn--",
+        "http://[::1",
+    ],
+)
 def test_malformed_urls_are_refused(url: str) -> None:
     with pytest.raises(errors.UsageError, match="base_url") as e:
         service_url(url)
@@ -171,6 +205,10 @@ class TestFirstContact:
     def test_missing_url(self) -> None:
         with pytest.raises(errors.UsageError, match="FWASYNC_BASE_URL"):
             AsyncServiceClient()
+
+    def test_what_is_no_url(self) -> None:
+        with pytest.raises(errors.UsageError, match="base_url"):
+            AsyncServiceClient("http://[::1", "key")
 
     def test_missing_key_names_where_it_may_stand(self) -> None:
         with pytest.raises(errors.UsageError, match=r"set FWASYNC_API_KEY$"):
@@ -221,3 +259,17 @@ class TestFirstContact:
                 pass
         assert KEY not in str(e.value)
         assert KEY not in repr(AsyncServiceClient("http://service.test", KEY))
+
+    async def test_what_the_service_has_to_say_is_logged(self, caplog: pytest.LogCaptureFixture) -> None:
+        def handle(request: httpx.Request) -> httpx.Response:
+            said = {"info_message": "hello", "warning_message": f"{KEY} ends soon", "error_message": None}
+            return httpx.Response(200, json={"session_id": "s", **said})
+
+        with caplog.at_level("INFO", "fwasync.session"):
+            async with AsyncServiceClient("http://service.test", KEY, transport=httpx.MockTransport(handle)):
+                pass
+        records = [record for record in caplog.records if record.name == "fwasync.session"]
+        assert [(record.levelname, record.getMessage()) for record in records] == [
+            ("INFO", "the service says: hello"),
+            ("WARNING", "the service says: *** ends soon"),
+        ]

@@ -196,6 +196,13 @@ def test_what_is_no_answer_is_told(data: bytes, said: str) -> None:
     assert e.value.connected
 
 
+def test_what_an_interim_answer_says_is_not_of_the_answer() -> None:
+    interim = b"HTTP/1.1 104 Upload Resumption Supported\r\nContent-Length: 3\r\nX-A: interim\r\n\r\nabc"
+    line, reply, content = answered(interim + OK)
+    assert (reply.status, content, line.keeper.kept) == (200, b"ok", [30])
+    assert "x-a" not in reply.headers
+
+
 @pytest.mark.parametrize("status", [b"204 No Content", b"304 Not Modified"])
 def test_answers_without_a_body(status: bytes) -> None:
     line, reply, content = answered(b"HTTP/1.1 " + status + b"\r\n\r\n")

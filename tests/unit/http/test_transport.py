@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -14,6 +15,7 @@ from fwasync._http.client import Http, Unanswered
 from fwasync._http.foreign import HttpxCarrier
 from fwasync._http.pool import Pool
 from fwasync._http.transport import default_transport, proxy_for
+from fwasync.errors import ClosedError, UsageError
 from support.raw_server import OK, TLS, Peer, open_sockets, raw_server
 
 
@@ -94,6 +96,23 @@ def test_which_proxy(
     assert proxy_for(httpx.URL(url)) == proxy
 
 
+@pytest.mark.parametrize("proxy", ["socks5://user:secret@p:1", "ftp://p:1"])
+def test_a_proxy_that_is_not_spoken_to(no_proxy_environment: pytest.MonkeyPatch, proxy: str) -> None:
+    no_proxy_environment.setenv("ALL_PROXY", proxy)
+    with pytest.raises(UsageError, match="NO_PROXY") as e:
+        Http("http://trainer.test", "key")
+    assert "secret" not in str(e.value)
+    Http("http://trainer.test", "key", transport=httpx.MockTransport(lambda _: httpx.Response(200)))
+
+
+@pytest.mark.parametrize("transport", [None, httpx.MockTransport(lambda _: httpx.Response(200))])
+async def test_nothing_is_sent_by_what_is_closed(transport: httpx.AsyncBaseTransport | None) -> None:
+    async with Http("http://127.0.0.1:1", "key", transport=transport) as http:
+        pass
+    with pytest.raises(ClosedError, match=r"127\.0\.0\.1 are closed"):
+        await http.attempt("GET", "x")
+
+
 async def test_certificates_are_checked_against_what_the_environment_trusts(monkeypatch: pytest.MonkeyPatch) -> None:
     async with raw_server(tls=True) as server:
         monkeypatch.delenv("SSL_CERT_FILE", raising=False)
@@ -104,3 +123,17 @@ async def test_certificates_are_checked_against_what_the_environment_trusts(monk
         monkeypatch.setenv("SSL_CERT_FILE", str(TLS / "cert.pem"))
         async with Http(server.url, "key") as http:
             assert (await http.attempt("GET", "x")).body == b"ok"
+
+
+@pytest.mark.parametrize("content", [None, "no certificate"])
+def test_certificates_that_cannot_be_read(
+    no_proxy_environment: pytest.MonkeyPatch, tmp_path: Path, content: str | None
+) -> None:
+    path = tmp_path / "certificates.pem"
+    if content is not None:
+        path.write_text(content)
+    no_proxy_environment.setenv("SSL_CERT_FILE", str(path))
+    with pytest.raises(UsageError, match=r"SSL_CERT_FILE is .*certificates\.pem"):
+        Http("https://trainer.test", "key")
+    with pytest.raises(UsageError, match="SSL_CERT_FILE"):
+        default_transport("https://trainer.test")

@@ -448,6 +448,10 @@ async def test_seven_attempts_and_no_more() -> None:
     async with client:
         with pytest.raises(errors.ServiceUnreachableError, match="after 7 attempts"):
             await client.sample_with_prompt_tokens(PROMPT)
+    client, _ = sampler(httpx.Response(503), httpx.ConnectError("refused"))
+    async with client:
+        with pytest.raises(errors.RetryBudgetExhaustedError, match=r"no answer .* after 7 attempts"):
+            await client.sample_with_prompt_tokens(PROMPT)
 
 
 @virtual_time

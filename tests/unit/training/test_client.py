@@ -205,6 +205,39 @@ async def test_an_unanswered_submit_breaks_the_sequence_with_a_way_out() -> None
     assert trainer.applied == ["optim_step"]
 
 
+@virtual_time
+@pytest.mark.parametrize("status", [401, 403, 429])
+async def test_a_refusal_at_the_door_says_nothing_of_an_attempt_that_was_not_answered(status: int) -> None:
+    trainer = FakeTrainer()
+
+    def lost() -> None:
+        trainer.at_the_door("optim_step", *[answer(status, {"detail": "not now"})] * 10_000)
+        raise httpx.ReadError("gone")
+
+    trainer.next_time("optim_step", lost)
+    async with connected(trainer) as client:
+        step = client.optim_step(types.AdamParams(), timeout=None)
+        with pytest.raises(errors.SequenceBrokenError, match=r"not now.*load the last checkpoint"):
+            await step
+        assert step.took_effect is None
+        with pytest.raises(errors.SequenceBrokenError):
+            await client.forward([datum()])
+    assert trainer.applied == ["optim_step"]
+
+
+@virtual_time
+async def test_a_refusal_at_the_door_alone_is_no_more_than_that() -> None:
+    trainer = FakeTrainer()
+    trainer.at_the_door("optim_step", answer(429, {}), answer(403, {"detail": "not you"}))
+    async with connected(trainer) as client:
+        step = client.optim_step(types.AdamParams())
+        with pytest.raises(errors.PermissionDeniedError, match="not you"):
+            await step
+        assert step.took_effect is False
+        await client.optim_step(types.AdamParams())
+    assert trainer.applied == ["optim_step"]
+
+
 async def test_a_failed_operation_tells_its_category(trainer: FakeTrainer) -> None:
     async with connected(trainer) as client:
         trainer.next_time(
@@ -319,6 +352,21 @@ async def test_exit_does_not_wait_for_a_stuck_admission() -> None:
     assert first.took_effect is None
 
 
+@virtual_time
+async def test_a_custom_loss_that_is_left_before_its_backward_had_no_effect() -> None:
+    trainer = FakeTrainer()
+    trainer.hold("forward")
+    with pytest.raises(KeyError):
+        async with connected(trainer) as client:
+            custom = client.forward_backward_custom([datum()], lambda d, lp: (lp[0].sum(), {}))
+            await until(lambda: "forward" in [sent.path for sent in trainer.sent])
+            raise KeyError
+    assert custom.took_effect is False
+    with pytest.raises(errors.SequenceBrokenError, match="had no effect"):
+        await custom
+    assert trainer.applied == []
+
+
 async def test_nothing_runs_after_exit(trainer: FakeTrainer) -> None:
     before = asyncio.all_tasks()
     async with connected(trainer) as client:
@@ -354,6 +402,19 @@ async def test_questions_take_no_place_in_the_order(trainer: FakeTrainer) -> Non
         assert await client.list_checkpoints() == ["a"]
         await client.optim_step(types.AdamParams())
     assert trainer.numbers() == [("optim_step", 1)]
+
+
+async def test_a_service_without_trainer_jobs_lists_a_models_checkpoints_by_path(trainer: FakeTrainer) -> None:
+    async with connected(trainer) as client:
+        kinds = ("training", "sampler")
+        listed = [
+            {"checkpoint_id": "a", "checkpoint_type": kind, "time": "", "tinker_path": f"tinker://m/{kind}/a"}
+            for kind in kinds
+        ]
+        trainer.next_time("list_checkpoints", lambda: answer(404, {"detail": "Not Found"}))
+        run = f"training_runs/{client.model_id}/checkpoints"
+        trainer.next_time(run, lambda: answer(200, {"checkpoints": listed}))
+        assert await client.list_checkpoints() == ["tinker://m/training/a"]
 
 
 async def test_parameters_that_json_cannot_say_are_refused(trainer: FakeTrainer) -> None:
