@@ -219,7 +219,7 @@ class TrainerJobFailedError(ProvisioningError):
 
 
 class DeploymentFailedError(ProvisioningError):
-    """The deployment failed or is being deleted: waiting longer would not help."""
+    """The deployment failed, is being deleted or is scaled to zero: waiting longer would not help."""
 
 
 class ProvisioningTimeoutError(ProvisioningError, TimeoutError):
@@ -324,12 +324,15 @@ class OperationTimeoutError(OperationError, TimeoutError):
 
     Attributes:
         future: The operation's future: its `state` says whether it will take effect, and awaiting it
-            again goes on waiting. `None` where there is no future to go back to.
+            again goes on waiting. `None` where there is no future to go back to, as in another process.
     """
 
     def __init__(self, message: str, *, future: APIFuture[Any] | None = None, request_id: str | None = None) -> None:
         super().__init__(message, request_id=request_id)
         self.future = future
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self.args, {**self.__dict__, "future": None}
 
 
 class OperationWithdrawnError(OperationError):

@@ -6,10 +6,12 @@ import importlib
 import inspect
 import json
 import os
+import pickle
 import pkgutil
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -138,6 +140,17 @@ def test_the_error_tree_is_drawn_as_it_is() -> None:
     for cls in classes:
         assert issubclass(cls, errors.FwasyncError)
         assert cls.__name__ in errors.__doc__, f"{cls.__name__} is missing in the drawing"
+
+
+@pytest.mark.parametrize("name", errors.__all__)
+def test_errors_reach_other_processes(name: str) -> None:
+    error = getattr(errors, name)("what happened")
+    error.request_id = "r1"
+    error.future = threading.Lock() if name == "OperationTimeoutError" else None  # which cannot be sent
+    error.add_note("and where")
+    received = pickle.loads(pickle.dumps(error))
+    assert (type(received), str(received)) == (type(error), "what happened")
+    assert received.__dict__ == {**error.__dict__, "future": None}
 
 
 def test_no_module_is_a_cathedral() -> None:

@@ -119,7 +119,7 @@ async def test_choices_grow_side_by_side_and_the_last_event_closes_all(service: 
         async with client.stream("POST", PATH, json=body(max_tokens=8, n=3, seed=1)) as response:
             *pieces, done = [event async for event in events(response)]
     told = [json.loads(piece) for piece in pieces]
-    indices = [message["choices"][0].get("index", 0) for message in told]
+    indices = [message["choices"][0]["index"] for message in told]
     assert sorted(indices[:3]) == [0, 1, 2]
     assert [message.get("usage") is not None for message in told] == [False] * (len(told) - 1) + [True]
     assert done == DONE

@@ -66,8 +66,8 @@ def test_events_say_the_same_as_the_whole(control, extra):
     assert pieces[-1]["usage"] == whole["usage"]
     assert pieces[-1]["perf_metrics"]["prompt-tokens"] == "4"
     for choice in whole["choices"]:
-        index = choice.get("index", 0)
-        own = [piece["choices"][0] for piece in pieces if piece["choices"][0].get("index", 0) == index]
+        own = [piece["choices"][0] for piece in pieces if piece["choices"][0]["index"] == choice["index"]]
+        assert [piece["finish_reason"] for piece in own[:-1]] == [None] * (len(own) - 1)
         assert "".join(piece["text"] for piece in own) == choice["text"]
         rows = [row for piece in own for row in piece.get("logprobs", {}).get("content", [])]
         assert rows == choice["logprobs"]["content"]

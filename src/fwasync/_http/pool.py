@@ -5,6 +5,7 @@ a cancelled request could leave locked.
 
 Invariants
     * A connection is either lent to one request or idle in the pool, and closed in every other case.
+    * All connections are of one event loop, that of the first request; requests from another are refused.
     * Nothing runs in the background; the one timer, that closes what is idle for too long, ends with the pool.
 """
 
@@ -22,7 +23,7 @@ from fwasync._http.connection import Connection
 from fwasync._http.dial import Dialer
 from fwasync._http.heads import Heads
 from fwasync._http.incoming import Incoming
-from fwasync.errors import ClosedError
+from fwasync.errors import ClosedError, UsageError
 
 __all__ = ("Pool",)
 
@@ -49,10 +50,12 @@ class Pool:
         self._open: set[Connection] = set()
         self._idle: dict[Connection, float] = {}  # since when; the newest is last
         self._sweeping: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._is_closed = False
 
     async def send(self, method: str, path: str, headers: Mapping[str, str], body: Body, deadline: float) -> Incoming:
         """Send a request once, until the head of its answer has come; see `carrier.Carrier`."""
+        self._require_this_loop()
         size = sum(map(len, body))
         head = self._heads.head(method, path, headers, size)
         connection = self._reused() or await self._connect(deadline)
@@ -125,7 +128,18 @@ class Pool:
 
     def _require_open(self) -> None:
         if self._is_closed:
-            raise ClosedError(f"the connections to {self._host} are closed")
+            raise ClosedError(f"the connections to {self._host} are closed: a client is entered once, make another one")
+
+    def _require_this_loop(self) -> None:
+        # What comes on a connection would wake a loop that does not run, or runs elsewhere.
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop = loop
+        elif self._loop is not loop:
+            raise UsageError(
+                f"the connections to {self._host} belong to another event loop, on which this client was used first; "
+                "make a client on each loop, inside of what `asyncio.run` runs"
+            )
 
     # -- what connections tell
 

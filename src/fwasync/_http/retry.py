@@ -40,9 +40,9 @@ class RetryPolicy:
             attempt: How many attempts have failed, at least 1.
             elapsed_s: Seconds since the first attempt began.
             jitter: A uniform random number in [0, 1).
-            retry_after_s: What the service asked for, if it did.
+            retry_after_s: What the service asked for, if it did. More than a minute is not heeded.
         """
-        if retry_after_s is not None:
+        if retry_after_s is not None and retry_after_s <= _LONGEST_RETRY_AFTER_S:
             delay = retry_after_s
         else:
             delay = jitter * min(self.base_s * 2.0 ** min(attempt - 1, 30), self.cap_s)
@@ -54,7 +54,7 @@ class RetryPolicy:
 
 
 def retry_after(headers: Mapping[str, str], *, now: float) -> float | None:
-    """What `Retry-After` asks for, in seconds; `None` if it is absent, unreadable or over a minute.
+    """What `Retry-After` asks for, in seconds; `None` if it is absent or unreadable.
 
     Args:
         headers: Response headers, with lower-case names.
@@ -73,4 +73,4 @@ def retry_after(headers: Mapping[str, str], *, now: float) -> float | None:
             return None
     except ValueError:
         return None
-    return seconds if 0.0 < seconds <= _LONGEST_RETRY_AFTER_S else None
+    return seconds if seconds > 0.0 else None

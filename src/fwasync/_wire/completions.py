@@ -111,11 +111,14 @@ class WholeRawOutput(RawOutput, gc=False):
 
 
 class CompletionChoice(Message, gc=False):
-    """One completion, or a piece of one. `finish_reason` is `stop`, `length` or `error`."""
+    """One completion, or a piece of one. `finish_reason` is `stop`, `length` or `error`.
 
-    index: int = msgspec.field(default=0)
+    An index of 0 and a finish_reason of null are sent too: readers of other makes rely on them.
+    """
+
+    index: int = msgspec.field(default_factory=int)
     text: str | None = None
-    finish_reason: str | None = None
+    finish_reason: str | None = msgspec.field(default_factory=type(None))
     logprobs: Logprobs | None = None
     raw_output: RawOutput | None = None
     prompt_token_ids: list[int] | None = None

@@ -15,7 +15,8 @@ __all__ = ("Config", "DeploymentShapeName", "NonEmpty", "ResourceId", "Seconds",
 class Config(BaseModel):
     """A configuration. Change one with `model_copy(update=…)`, which checks as little as pydantic's does."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Errors name the field and not what was given: a key in the wrong place must not be shown.
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     not_taken: ClassVar[Mapping[str, str]] = {}
     """Names that such configurations have elsewhere: why they are not taken, and what is to be done instead."""

@@ -5,7 +5,8 @@ Invariants
       create the resource after it was removed.
     * Removal is armed before the creation is sent, and disarmed only by the answer that it existed before.
     * Removal is shielded from cancellation and bounded. What could not be removed is told: as an error of its own if
-      nothing else went wrong, else as a note on what did; and logged.
+      nothing else went wrong, else as a note on what did; and logged. Only who may not even create is not told that he
+      may not remove.
 """
 
 from __future__ import annotations
@@ -20,7 +21,13 @@ from typing import Protocol, TypeVar
 import anyio
 
 from fwasync.config.resources import DeploymentConfig, TrainerJobConfig
-from fwasync.errors import ProvisioningError, ProvisioningTimeoutError, UsageError
+from fwasync.errors import (
+    AuthenticationError,
+    PermissionDeniedError,
+    ProvisioningError,
+    ProvisioningTimeoutError,
+    UsageError,
+)
 
 __all__ = (
     "Created",
@@ -38,6 +45,8 @@ logger = logging.getLogger("fwasync.config")
 
 CREATE_GRACE_S = 20.0
 REMOVE_WITHIN_S = 40.0
+
+_NOT_ALLOWED = (AuthenticationError, PermissionDeniedError, UsageError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,16 +184,21 @@ async def removed_after(
     which there are 40 s.
     """
     ours = True
+    expected: tuple[type[Exception], ...] = ()
 
     async def creating() -> None:
-        nonlocal ours
-        ours = (await create()).created
+        nonlocal ours, expected
+        try:
+            ours = (await create()).created
+        except _NOT_ALLOWED as error:
+            expected = (type(error),)
+            raise
 
     try:
         await _carry_through(creating, grace_s=CREATE_GRACE_S)
         yield
     except BaseException as error:
-        if ours and (failure := await _remove(remove, what)):
+        if ours and (failure := await _remove(remove, what, expected)):
             error.add_note(str(failure))
         raise
     if ours and (failure := await _remove(remove, what)):
@@ -215,8 +229,10 @@ async def _carry_through(call: Callable[[], Awaitable[None]], *, grace_s: float)
         raise failure
 
 
-async def _remove(remove: Callable[[], Awaitable[None]], what: str) -> ProvisioningError | None:
-    """Remove it within its time, whoever is cancelled; what went wrong, if something did."""
+async def _remove(
+    remove: Callable[[], Awaitable[None]], what: str, expected: tuple[type[Exception], ...] = ()
+) -> ProvisioningError | None:
+    """Remove it within its time, whoever is cancelled; what went wrong, if something did that was not expected."""
     failure: ProvisioningError | None = None
 
     async def removing() -> None:
@@ -227,6 +243,8 @@ async def _remove(remove: Callable[[], Awaitable[None]], what: str) -> Provision
             with anyio.move_on_after(REMOVE_WITHIN_S):
                 await remove()
                 return
+        except expected:
+            return
         except Exception as error:
             reason, kind = str(error), ProvisioningError
         failure = kind(f"{what} was not removed: {reason}. It may still cost money: delete it by hand.", resource=what)

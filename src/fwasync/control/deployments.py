@@ -164,7 +164,7 @@ class AsyncDeploymentManager:
             The deployment, `READY` also where the service still says `CREATING` but completions are answered.
 
         Raises:
-            DeploymentFailedError: It failed or is being deleted.
+            DeploymentFailedError: It failed, is being deleted, or is scaled to zero.
             ProvisioningTimeoutError: It takes longer.
 
         **Cancellation:** at once; the deployment is untouched.
@@ -172,12 +172,13 @@ class AsyncDeploymentManager:
 
         async def look() -> Look[DeploymentInfo]:
             info = await self.get(deployment_id)
-            verdict = judge_deployment(info.state)
-            if verdict.action == "check":
-                if await self._answers(info.inference_model):
-                    return Look(replace(info, state="READY"), Verdict("ready"), "READY", info.message)
-                verdict = Verdict("wait")
-            return Look(info, verdict, info.state, info.message)
+            verdict = judge_deployment(info.state, most_replicas=info.max_replica_count)
+            if verdict.action != "check":
+                return Look(info, verdict, info.state, info.message)
+            answers, message = await self._answers(info.inference_model)
+            if answers:
+                return Look(replace(info, state="READY"), Verdict("ready"), "READY", info.message)
+            return Look(info, Verdict("wait"), info.state, info.message or message)
 
         return await wait_for(
             look,
@@ -189,13 +190,14 @@ class AsyncDeploymentManager:
             on_progress=on_progress,
         )
 
-    async def _answers(self, model: str) -> bool:
+    async def _answers(self, model: str) -> tuple[bool, str]:
+        """Whether it gives completions, and what is waited for if it does not."""
         probe = msgspec.json.encode({"model": model, "prompt": [1, 2], "max_tokens": 4, "temperature": 0.0})
         try:
             answer = await self._plane.http.attempt("POST", "inference/v1/completions", [probe], timeout=_PROBE_S)
-        except Unanswered:
-            return False
-        return answer.status == 200
+        except Unanswered as error:
+            return False, f"its completions are not answered ({error})"
+        return answer.status == 200, f"its completions answer {answer.status}"
 
     async def _path(self, deployment_id: str) -> str:
         return f"{await self._plane.collection(_KIND)}/{check_id('deployment_id', deployment_id)}"

@@ -109,6 +109,7 @@ class Plane:
         *,
         headers: Mapping[str, str] | None = None,
         timeout: float = 60.0,
+        on_failure: Callable[[int | None, int], None] | None = None,
     ) -> bytes:
         """A request that is repeated until it is answered for good.
 
@@ -120,6 +121,7 @@ class Plane:
             body: What is sent.
             headers: More of them, for what is routed by headers.
             timeout: Seconds of each attempt.
+            on_failure: As for `Http.call`.
 
         Raises:
             ServiceError, TransportError: As `Http.call`, with what was done and what to do.
@@ -127,7 +129,9 @@ class Plane:
         self.check_open()
         try:
             pieces = [encode(body)] if body is not None else ()
-            return await self.http.call(method, with_query(path, query or []), pieces, headers=headers, timeout=timeout)
+            return await self.http.call(
+                method, with_query(path, query or []), pieces, headers=headers, timeout=timeout, on_failure=on_failure
+            )
         except ServiceError as error:
             raise _told(what, error) from None
 

@@ -15,6 +15,7 @@ from fwasync.control.resources import ModelInfo
 from fwasync.control.waiting import poll_delay
 from fwasync.errors import (
     BadRequestError,
+    ConflictError,
     OperationFailedError,
     OperationTimeoutError,
     ProtocolError,
@@ -43,15 +44,29 @@ async def promote(
         async_promotion=True,
     )
     what = f"promoting checkpoint {checkpoint_id} of trainer job {job_id}"
-    path = f"v1/{owner}/checkpoints/{checkpoint_id}:promote"
+    path, attempts = f"v1/{owner}/checkpoints/{checkpoint_id}:promote", list[int | None]()
+
+    async def start() -> bytes:
+        return await plane.call(
+            what, "POST", path, body=request, timeout=_START_S, on_failure=lambda status, _: attempts.append(status)
+        )
+
     try:
-        body = await plane.call(what, "POST", path, body=request, timeout=_START_S)
-    except BadRequestError as error:
-        if "async_promotion" not in str(error):
-            raise
-        # An older service, which promotes before it answers.
-        request.async_promotion = None
-        body = await plane.call(what, "POST", path, body=request, timeout=_START_S)
+        try:
+            body = await start()
+        except BadRequestError as error:
+            if "async_promotion" not in str(error):
+                raise
+            # An older service, which promotes before it answers.
+            request.async_promotion = None
+            body = await start()
+    except ConflictError as error:
+        if attempts:
+            error.add_note(
+                f"an earlier attempt of this call got no answer and may have made {request.output_model}: "
+                "`get_model` tells whether it is there"
+            )
+        raise
     answer = read(what, body, Promotion)
     if answer.model is not None:
         return ModelInfo.read(answer.model)

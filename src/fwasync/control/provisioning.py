@@ -3,6 +3,7 @@
 Invariants
     * All come up at the same time; the deployment is created as soon as the trainer exists whose snapshots it takes.
     * The first failure cancels the others. In the end nothing is left that was created here, and all else is in place.
+    * What else went wrong on the way down is told by notes on the error that the block is left by.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ async def provision(
     ```
 
     What exists already is used and left in place afterwards: trainer jobs under the ids that are given, resumed if need
-    be, and a deployment under `deploy.deployment_id`, which is attached to this run's trainer.
+    be, and a deployment under `deploy.deployment_id`, which is attached to this run's trainer. A new deployment that
+    names no hardware gets the shape that goes with the policy's.
 
     Args:
         jobs: Manager of the trainer jobs.
@@ -72,7 +74,7 @@ async def provision(
         lora_rank: Rank of the policy's adapter; 0 trains all parameters.
         deploy: The deployment, if there is to be one.
         job_id: The policy's trainer job. Unset: a new one.
-        reference_job_id: The reference's.
+        reference_job_id: The reference's, if there is to be one.
         on_progress: Called each time that one of them was looked at.
 
     Raises:
@@ -83,6 +85,8 @@ async def provision(
     """
     job_id = job_id or new_job_id()
     job_name = await jobs.name_of(job_id)
+    if deploy is not None:
+        deploy = await _with_shape(deploy, jobs, infra)
     exists = anyio.Event()
     run = _Run()
     policy: list[TrainerServiceEndpoint] = []
@@ -120,6 +124,14 @@ async def provision(
         yield Provisioned(policy[0], next(iter(reference), None), next(iter(deployment), None))
 
 
+async def _with_shape(deploy: DeployConfig, jobs: AsyncTrainerJobManager, infra: InfraConfig) -> DeployConfig:
+    """The deployment's configuration, with a shape if its own or its hardware is not named."""
+    if infra.training_shape_id is None or deploy.deployment_shape or deploy.deployment_accelerator_type:
+        return deploy
+    shape = (await jobs.client.resolve_training_profile(infra.training_shape_id)).deployment_shape
+    return deploy.model_copy(update={"deployment_shape": shape}) if shape else deploy
+
+
 @asynccontextmanager
 async def _attached(
     launch: AbstractAsyncContextManager[DeploymentInfo],
@@ -147,6 +159,7 @@ class _Run:
         self._ended = anyio.Event()
         self._rising = self._running = 0
         self._failures: list[Exception] = []
+        self._notes: list[str] = []
 
     async def hold(self, launch: AbstractAsyncContextManager[T], put: Callable[[T], None]) -> None:
         """Bring one up, hand it over, and keep it until all are released."""
@@ -172,14 +185,21 @@ class _Run:
             self._release.set()
             await self._ended.wait()
             self._raise_failure()
-        finally:
+        except BaseException as error:
             await background.aclose()
+            for told in [str(failure) for failure in self._failures if failure is not error] + self._notes:
+                error.add_note(told)
+            raise
+        await background.aclose()
 
     async def _guarded(self, member: Callable[[], Awaitable[None]]) -> None:
         try:
             await member()
         except Exception as error:
             self._failures.append(error)
+        except BaseException as error:  # a cancellation, with what it could not remove
+            self._notes += getattr(error, "__notes__", ())
+            raise
         self._running -= 1
         if not self._running:
             self._ended.set()

@@ -133,6 +133,7 @@ class DeploymentInfo:
         deployment_shape_version: Full name of its shape's version.
         replica_count: Replicas that run.
         create_time: RFC 3339.
+        max_replica_count: The most that may run.
     """
 
     deployment_id: str
@@ -145,6 +146,7 @@ class DeploymentInfo:
     deployment_shape_version: str | None = None
     replica_count: int | None = None
     create_time: str = ""
+    max_replica_count: int | None = None
 
     @property
     def inference_model(self) -> str:
@@ -166,6 +168,7 @@ class DeploymentInfo:
             deployment_shape_version=deployment.deployment_shape or None,
             replica_count=deployment.replica_count,
             create_time=deployment.create_time or "",
+            max_replica_count=deployment.max_replica_count,
         )
 
 

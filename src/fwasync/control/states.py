@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ("GONE", "RESUMABLE", "Verdict", "judge_deployment", "judge_job", "short_state")
+__all__ = ("GONE", "RESUMABLE", "Verdict", "is_under_way", "judge_deployment", "judge_job", "short_state")
 
 RESUMABLE = frozenset({"FAILED", "CANCELLED", "PAUSED", "COMPLETED"})
 """States of a job that `:resume` leads out of."""
@@ -62,16 +62,28 @@ def judge_job(state: str | None, *, settling: bool = False) -> Verdict:
     return Verdict("wait", queued=short in _QUEUED)
 
 
-def judge_deployment(state: str | None) -> Verdict:
+def is_under_way(state: str | None) -> bool:
+    """Whether a trainer job runs, or comes up."""
+    return judge_job(state).action != "failed"
+
+
+def judge_deployment(state: str | None, *, most_replicas: int | None = None) -> Verdict:
     """What the state of a deployment means.
 
-    While it is `CREATING` it may serve already: the state of a hot-load deployment can lag behind for long.
+    While it is `CREATING` it may serve already: the state of a hot-load deployment can lag behind for long. One
+    that was scaled to zero is `READY` and serves nothing.
+
+    Args:
+        state: As the service says it.
+        most_replicas: How many replicas it may have; `None` if that is not told.
     """
     short = short_state(state)
+    if short in ("FAILED", "DELETING", "DELETED"):
+        return Verdict("failed", reason="it does not leave that state by itself: delete it, or choose another id")
+    if most_replicas == 0:
+        return Verdict("failed", reason="it is scaled to zero and serves nothing: raise its replica counts by `update`")
     if short == "READY":
         return Verdict("ready")
     if short == "CREATING":
         return Verdict("check")
-    if short in ("FAILED", "DELETING", "DELETED"):
-        return Verdict("failed", reason="it does not leave that state by itself: delete it, or choose another id")
     return Verdict("wait")

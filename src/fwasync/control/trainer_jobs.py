@@ -17,7 +17,7 @@ from fwasync.control.client import AsyncFireworksClient
 from fwasync.control.names import check_id
 from fwasync.control.requests import trainer_job_request
 from fwasync.control.resources import CreatedTrainerJob, TrainerJobInfo, TrainerServiceEndpoint
-from fwasync.control.states import GONE, RESUMABLE, Verdict, judge_job
+from fwasync.control.states import GONE, RESUMABLE, Verdict, is_under_way, judge_job
 from fwasync.control.waiting import Look, wait_for
 from fwasync.errors import BadRequestError, ConflictError, NotFoundError, ServiceError, TrainerJobFailedError
 
@@ -152,9 +152,23 @@ class AsyncTrainerJobManager:
             return
 
     async def resume(self, job_id: str) -> TrainerJobInfo:
-        """Start a job again that failed, was paused, cancelled or completed. `resume_and_wait` also waits for it."""
-        what = f"resuming trainer job {job_id}"
-        body = await self._plane.call(what, "POST", f"{await self._path(job_id)}:resume")
+        """Start a job again that failed, was paused, cancelled or completed. `resume_and_wait` also waits for it.
+
+        **Cancellation:** whether it was resumed is unknown; `get` tells.
+        """
+        what, attempts = f"resuming trainer job {job_id}", list[int | None]()
+        try:
+            body = await self._plane.call(
+                what,
+                "POST",
+                f"{await self._path(job_id)}:resume",
+                on_failure=lambda status, _: attempts.append(status),
+            )
+        except (BadRequestError, ConflictError):
+            # Of an earlier attempt only the answer may have been lost: then there is nothing left to resume.
+            if not attempts or not is_under_way((job := await self.get(job_id)).state):
+                raise
+            return job
         return TrainerJobInfo.read(read(what, body, TrainerJob))
 
     async def create_and_wait(self, config: TrainerJobConfig, **options: Unpack[WaitOptions]) -> TrainerServiceEndpoint:

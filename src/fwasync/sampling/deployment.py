@@ -10,6 +10,7 @@ Invariants
 from __future__ import annotations
 
 import itertools
+import operator
 import random
 import uuid
 from collections import deque
@@ -346,7 +347,10 @@ class AsyncDeploymentSampler:
         self, prompt_token_ids: Sequence[int], options: SamplingOptions
     ) -> tuple[CompletionOptions, list[int], list[str] | None]:
         asked = CompletionOptions(**options)
-        prompt = list(map(int, prompt_token_ids))
+        try:
+            prompt = list(map(operator.index, prompt_token_ids))
+        except TypeError as error:  # a text is none, nor are digits in one
+            raise UsageError(f"prompt_token_ids must be token ids, whole numbers ({error}); tokenize texts") from None
         if not prompt:
             raise UsageError("prompt_token_ids is empty; a prompt has at least one token")
         return asked, prompt, self._stops(asked.stop)

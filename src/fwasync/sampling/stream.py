@@ -144,7 +144,7 @@ class CompletionStream:
         except msgspec.MsgspecError as error:
             raise ProtocolError(f"completions: an event of the stream is no completion ({error})") from error
         if message.error is not None:
-            raise self._refusal(Answer(_status(message.error), event, {}))
+            raise self._refusal(Answer(_status(message.error), event, self._source.headers))
         self._usage = message.usage or self._usage
         self._perf = message.perf_metrics or self._perf
         if not message.choices:

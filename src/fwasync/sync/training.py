@@ -163,6 +163,14 @@ class SubmittingTrainingClient:
         """See `AsyncTrainingClient.save_weights_for_sampler_ext`."""
         return self._submit(self._client.save_weights_for_sampler_ext, name, checkpoint_type, timeout=timeout)
 
+    def list_checkpoints(self) -> list[str]:
+        """See `AsyncTrainingClient.list_checkpoints`. It is no operation: it waits, and returns the names."""
+        return self._lease.run(self._client.list_checkpoints)
+
+    def resolve_checkpoint_path(self, name: str, source_job_id: str | None = None) -> str:
+        """See `AsyncTrainingClient.resolve_checkpoint_path`."""
+        return self._client.resolve_checkpoint_path(name, source_job_id)
+
 
 class TrainingClient(Twin[AsyncTrainingClient]):
     """The blocking twin of `AsyncTrainingClient`: the same names, parameters and defaults. Verbs return results.
@@ -191,6 +199,11 @@ class TrainingClient(Twin[AsyncTrainingClient]):
         """See `AsyncTrainingClient.model_id`."""
         _ = self._lease  # raises if the client is not open
         return self._client.model_id
+
+    @property
+    def snapshot_epoch(self) -> int:
+        """See `AsyncTrainingClient.snapshot_epoch`."""
+        return self._client.snapshot_epoch
 
     def statistics(self) -> Statistics:
         """See `AsyncTrainingClient.statistics`."""

@@ -31,7 +31,7 @@ class Twin(Generic[C]):
         self._held: Lease[Any] | None = None
 
     def __repr__(self) -> str:
-        return repr(self._client).replace("<Async", "<", 1)
+        return repr(self._client).replace(type(self._client).__name__, type(self).__name__, 1)
 
     def close(self) -> None:
         """Leave the client before its block ends, as the end of the block would. May be called again."""

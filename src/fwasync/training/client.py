@@ -80,6 +80,7 @@ class AsyncTrainingClient:
     def __init__(self, session: Session, spec: ModelSpec) -> None:
         self._session = session
         self._model = Model(session, spec)
+        self._snapshot_epoch = 0
 
     def __repr__(self) -> str:
         try:
@@ -105,6 +106,14 @@ class AsyncTrainingClient:
     def model_id(self) -> str:
         """The service's id of this model."""
         return self._model.lane.model_id
+
+    @property
+    def snapshot_epoch(self) -> int:
+        """Grows each time that a snapshot is asked for, or a checkpoint to be loaded.
+
+        From then on a delta is the difference to something else than before.
+        """
+        return self._snapshot_epoch
 
     def statistics(self) -> Statistics:
         """Counts of this client's operations, as of now."""
@@ -254,6 +263,7 @@ class AsyncTrainingClient:
         Returns:
             A future whose `path` is what `create_sampling_client(model_path=...)` takes.
         """
+        self._snapshot_epoch += 1
         return self._model.submit("save_weights_for_sampler", lambda model_id: save_snapshot(model_id, name), timeout)
 
     def save_weights_for_sampler_ext(
@@ -270,6 +280,7 @@ class AsyncTrainingClient:
             A future of the snapshot's `path` and its full `snapshot_name`.
         """
         full_name = f"{name}-{self._model.suffix}"
+        self._snapshot_epoch += 1
         return self._model.submit(
             "save_weights_for_sampler_ext",
             lambda model_id: save_snapshot(model_id, full_name, checkpoint_type),
@@ -358,4 +369,5 @@ class AsyncTrainingClient:
         return self._model.submit(verb, admit, timeout)
 
     def _load(self, verb: str, path: str, *, optimizer: bool, timeout: float | None) -> APIFuture[LoadWeightsResponse]:
+        self._snapshot_epoch += 1
         return self._model.submit(verb, lambda model_id: load_weights(model_id, path, optimizer=optimizer), timeout)

@@ -159,6 +159,10 @@ class SnapshotChain:
         if not serving or not all(same_snapshot(entry, self._served) for entry in serving):
             self._served = None
 
+    def saved_elsewhere(self) -> None:
+        """The trainer's next delta would be the difference to something that is not known here."""
+        self._tip = None
+
     def begin_load(self, snapshot: Snapshot) -> Loading:
         """Before a snapshot is loaded.
 

@@ -102,8 +102,9 @@ class AsyncWeightSyncer:
     ```
 
     The first snapshot is a base, those after it are deltas as long as each was loaded, and a base follows what failed,
-    was cancelled or was done by others. Call `reset_delta_chain` after a checkpoint was loaded into the trainer, after
-    either side was replaced, and after a snapshot was saved by other means than this object.
+    was cancelled or was done by others: also snapshots that are saved, and checkpoints that are loaded, by the training
+    client itself, which an `AsyncTrainingClient` tells by its `snapshot_epoch`; with a client that does not, call
+    `reset_delta_chain` after them. Call it too after either side was replaced.
 
     Args:
         policy_client: An open training client.
@@ -118,7 +119,7 @@ class AsyncWeightSyncer:
         warmup_after_hotload: Ask for a few tokens before a sync is done.
         warmup_max_retries: How often, ten seconds apart, until they come; that they do not is no error.
         reset_prompt_cache: Let the deployment forget what it cached for prompts.
-        lora_rank: Above 0, snapshots are adapters and always whole.
+        lora_rank: Above 0, snapshots are adapters and always whole; so they are if the client says that it trains one.
         on_progress: Called at each stage, and after each look at the replicas.
 
     Raises:
@@ -155,7 +156,8 @@ class AsyncWeightSyncer:
         self._warm_ups = warmup_max_retries if warmup_after_hotload else 0
         self._reset_prompt_cache = reset_prompt_cache
         self._on_progress = on_progress
-        self._chain = SnapshotChain(lora=lora_rank > 0)
+        self._chain = SnapshotChain(lora=lora_rank > 0 or bool(getattr(policy_client, "lora_rank", None)))
+        self._epoch = self._policy_epoch()
         self._lock = anyio.Lock()
         self.last_timing: dict[str, float] = {}
 
@@ -219,6 +221,7 @@ class AsyncWeightSyncer:
         """
         async with self._lock:
             self.last_timing = {}
+            self._heed_others()
             with self._timed("total_time_s"):
                 if self._target is not None and self._chain.continues:
                     with self._limit(self._timeout, name):
@@ -261,13 +264,22 @@ class AsyncWeightSyncer:
     # -- the stages --------------------------------------------------------------------------------
 
     async def _save(self, name: str, checkpoint_type: str | None) -> Snapshot:
+        self._heed_others()
         kind = self._chain.choose(checkpoint_type)
         fresh = self._chain.fresh_name(name)
         self._tell("saving", fresh)
         with self._timed("save_time_s"):
             saving = self._chain.begin_save(kind)
-            saved = await self._policy.save_weights_for_sampler_ext(fresh, kind)
-            return self._chain.saved(saving, saved.snapshot_name)
+            future = self._policy.save_weights_for_sampler_ext(fresh, kind)
+            self._epoch = self._policy_epoch()
+            return self._chain.saved(saving, (await future).snapshot_name)
+
+    def _heed_others(self) -> None:
+        if self._epoch != self._policy_epoch():
+            self._chain.saved_elsewhere()
+
+    def _policy_epoch(self) -> object:
+        return getattr(self._policy, "snapshot_epoch", None)
 
     async def _load(self, snapshot: Snapshot) -> None:
         _, deployment_id = self._deployment()

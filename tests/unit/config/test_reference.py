@@ -83,6 +83,14 @@ def test_what_is_refused(config: type[Config], given: dict[str, Any], message: s
         config(**given)
 
 
+@pytest.mark.parametrize("given", [{"api_key": "fw-secret"}, {"entity": ["fw-secret"]}])
+def test_a_key_in_the_wrong_place_is_not_shown(given: dict[str, Any]) -> None:
+    with pytest.raises(pydantic.ValidationError) as caught:
+        WandBConfig(**given)
+    assert next(iter(given)) in str(caught.value)
+    assert "fw-secret" not in f"{caught.value} {caught.value!r}"
+
+
 @pytest.mark.parametrize(
     ("config", "given", "message"),
     [

@@ -17,6 +17,7 @@ from fwasync.control.client import AsyncFireworksClient
 KEY = "fw-very-secret"
 ORIGIN = "http://plane.test"
 MODEL = "accounts/fireworks/models/qwen3-8b"
+DEPLOYMENT_SHAPE = "accounts/fireworks/deploymentShapes/ds/versions/d1"
 RETRY = RetryPolicy(base_s=0.1, cap_s=1.0, budget_s=30)
 Answer = tuple[int, Any]
 Handler = Callable[[httpx.Request], Answer | None]
@@ -85,6 +86,10 @@ class FakePlane(httpx.AsyncBaseTransport):
             return (503, None) if self.unhealthy >= 0 else (200, {"status": "ok"})
         if path == "/inference/v1/completions":
             return (200, {}) if self.serving else (425, {"error": "not yet"})
+        if "/trainingShapes/" in path:
+            snapshot = {"baseModel": MODEL, "deploymentShapeVersion": DEPLOYMENT_SHAPE}
+            version = {"name": path.removeprefix("/v1/") + "/v1", "snapshot": snapshot}
+            return 200, {"trainingShapeVersions": [version]}
         kind, _, name = path.removeprefix("/v1/accounts/acme/").partition("/")
         found = {"rlorTrainerJobs": self.jobs, "deployments": self.deployments}[kind]
         return self._resource(request, kind, found, name)

@@ -201,6 +201,43 @@ async def test_what_could_not_be_removed_is_told(caplog: pytest.LogCaptureFixtur
     assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR"]
 
 
+@pytest.mark.parametrize("status", [401, 403, 504])
+def test_only_who_could_create_is_told_to_remove_by_hand(status: int, caplog: pytest.LogCaptureFixture) -> None:
+    @virtual_time
+    async def run() -> None:
+        plane = FakePlane()
+        changing = ("POST", "DELETE")
+        plane.rules.append(lambda request: (status, {"message": "no"}) if request.method in changing else None)
+        async with plane.client() as client:
+            with pytest.raises(errors.ServiceError, match="creating trainer job") as caught:
+                async with launch("trainer", client):
+                    raise AssertionError
+        notes = " ".join(getattr(caught.value, "__notes__", ()))
+        assert ("was not removed" in notes) == (status == 504)
+        assert len(caplog.records) == (status == 504)
+
+    run()
+
+
+@virtual_time
+async def test_a_right_that_is_lost_in_between_is_told() -> None:
+    plane = FakePlane()
+    plane.rules.append(refuses_to_delete)
+    async with plane.client() as client:
+        with pytest.raises(errors.PermissionDeniedError) as caught:
+            async with launch("named trainer", client):
+                raise errors.PermissionDeniedError("of something else")
+    assert "trainer job mine was not removed" in caught.value.__notes__[0]
+
+
+async def test_a_client_that_is_not_open_creates_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(errors.ClosedError) as caught:
+        async with launch("trainer", FakePlane().client()):
+            raise AssertionError
+    assert not hasattr(caught.value, "__notes__")
+    assert caplog.records == []
+
+
 @virtual_time
 async def test_a_removal_is_bounded() -> None:
     plane = FakePlane()

@@ -69,6 +69,17 @@ async def test_an_older_service_is_asked_without_async_promotion() -> None:
 
 
 @virtual_time
+async def test_a_promotion_whose_answer_was_lost_may_have_been_one() -> None:
+    taken = (409, {"message": "my-model exists"})
+    with pytest.raises(errors.ConflictError, match="my-model exists") as caught:
+        await promote(plane_with([(504, {}), taken]))
+    assert "may have made accounts/acme/models/my-model: `get_model` tells" in caught.value.__notes__[-1]
+    with pytest.raises(errors.ConflictError, match="my-model exists") as caught:
+        await promote(plane_with([taken]))
+    assert not hasattr(caught.value, "__notes__")
+
+
+@virtual_time
 async def test_promotions_that_fail() -> None:
     begun: Answer = (200, {"operation": {"name": OPERATION}})
     with pytest.raises(errors.OperationFailedError, match="failed: disk full") as failed:

@@ -19,7 +19,7 @@ from fwasync.control.provisioning import Provisioned, provision
 from fwasync.control.trainer_jobs import AsyncTrainerJobManager
 from fwasync.testing import virtual_time
 from support.sweep import STEP_S, struck
-from unit.control.fake_plane import MODEL, Answer, FakePlane, nothing_left
+from unit.control.fake_plane import DEPLOYMENT_SHAPE, MODEL, Answer, FakePlane, nothing_left
 
 SHAPE = "accounts/fireworks/trainingShapes/ts"
 INFRA = InfraConfig(training_shape_id=SHAPE, ref_training_shape_id=f"{SHAPE}-forward", trainer_timeout_s=60)
@@ -42,6 +42,40 @@ async def test_all_come_up_together() -> None:
     bodies = [json.loads(r.content) for r in plane.seen if r.method == "POST" and "/accounts/" in r.url.path]
     assert [body["hotLoadTrainerJob"] for body in bodies if "hotLoadTrainerJob" in body] == [up.policy.job_name]
     assert sorted(body.get("forwardOnly", False) for body in bodies if "serviceMode" in body) == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("deploy", "infra", "shape", "accelerator"),
+    [
+        (DeployConfig(), INFRA, DEPLOYMENT_SHAPE, None),
+        (DeployConfig(deployment_shape=f"{DEPLOYMENT_SHAPE}2"), INFRA, f"{DEPLOYMENT_SHAPE}2", None),
+        (DeployConfig(deployment_accelerator_type="X"), INFRA, None, "X"),
+        (DeployConfig(), InfraConfig(accelerator_type="Y"), None, "Y"),
+    ],
+)
+def test_a_deployment_that_names_no_hardware_has_the_shape_that_goes_with_the_trainers(
+    deploy: DeployConfig, infra: InfraConfig, shape: str | None, accelerator: str | None
+) -> None:
+    @virtual_time
+    async def run() -> None:
+        plane = FakePlane()
+        async with nothing_left(plane) as client, everything(client, infra=infra, deploy=deploy):
+            pass
+        [body] = [json.loads(r.content) for r in plane.seen if r.method == "POST" and "deploymentId" in r.url.params]
+        assert (body.get("deploymentShape"), body.get("acceleratorType")) == (shape, accelerator)
+
+    run()
+
+
+@virtual_time
+async def test_a_shape_that_cannot_be_resolved_creates_nothing() -> None:
+    plane = FakePlane()
+    plane.rules.append(lambda request: (404, {}) if "/trainingShapes/" in request.url.path else None)
+    async with nothing_left(plane) as client:
+        with pytest.raises(errors.NotFoundError, match="resolving shape"):
+            async with everything(client):
+                raise AssertionError
+    assert {request.method for request in plane.seen} == {"GET"}
 
 
 @virtual_time
@@ -111,11 +145,42 @@ async def test_left_by_an_exception() -> None:
                 _ = 1 / 0
 
 
+def told(error: BaseException) -> list[str]:
+    """What was not removed, as an error and its notes tell."""
+    said = [str(error), *getattr(error, "__notes__", ())]
+    return sorted(text.partition(" was not removed: ")[0].split()[-1] for text in said if "was not removed: " in text)
+
+
 @virtual_time
 async def test_what_could_not_be_removed_is_told() -> None:
     plane = FakePlane()
     plane.rules.append(lambda request: (403, {"message": "locked"}) if request.method == "DELETE" else None)
     async with plane.client() as client:
-        with pytest.raises(errors.ProvisioningError, match=r"was not removed: .*locked"):
+        with pytest.raises(errors.ProvisioningError, match=r"was not removed: .*locked") as caught:
             async with everything(client):
                 pass
+    assert told(caught.value) == sorted(plane.alive)
+    assert len(plane.alive) == 3
+
+
+@pytest.mark.parametrize("fails", ["the block", "the deployment"])
+def test_what_could_not_be_removed_is_told_beside_what_failed(fails: str) -> None:
+    @virtual_time
+    async def run() -> None:
+        plane = FakePlane()
+
+        def rule(request: httpx.Request) -> Answer | None:
+            if request.method == "POST" and request.url.path.endswith("/deployments") and fails == "the deployment":
+                return 500, {"message": "broken"}
+            return (403, {"message": "locked"}) if request.method == "DELETE" else None
+
+        plane.rules.append(rule)
+        async with plane.client() as client:
+            with pytest.raises((ZeroDivisionError, errors.ServiceUnavailableError)) as caught:
+                async with everything(client):
+                    _ = 1 / 0
+        not_known = {name for name in told(caught.value) if name.startswith("qwen3-8b-")}  # it may have been created
+        assert set(told(caught.value)) == plane.alive | not_known
+        assert len(plane.alive | not_known) == 3
+
+    run()

@@ -249,6 +249,22 @@ async def test_reading_resuming_listing_and_deleting_jobs() -> None:
 
 
 @virtual_time
+async def test_a_resumption_whose_answer_was_lost_is_one() -> None:
+    plane = FakePlane()
+    lost, refused = (503, {"message": "busy"}), (400, {"message": "it is RUNNING"})
+    answering(plane, "POST", "/v1/accounts/acme/rlorTrainerJobs/job-1:resume", lost, refused, refused, lost, refused)
+    plane.jobs["job-1"] = ["JOB_STATE_RUNNING"]
+    async with plane.client() as client:
+        jobs = AsyncTrainerJobManager(client)
+        assert (await jobs.resume("job-1")).state == "RUNNING"
+        with pytest.raises(errors.BadRequestError, match=r"resuming trainer job job-1: .*it is RUNNING"):
+            await jobs.resume("job-1")  # it ran before
+        plane.jobs["job-1"] = ["DELETED"]
+        with pytest.raises(errors.BadRequestError, match=r"resuming trainer job job-1"):
+            await jobs.resume("job-1")
+
+
+@virtual_time
 async def test_a_list_that_leads_in_a_circle_ends() -> None:
     plane = FakePlane()
     answering(plane, "GET", "/v1/accounts/acme/deployments", (200, {"deployments": [], "nextPageToken": "p"}))

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from fwasync import errors
-from fwasync.config import TrainerJobConfig
+from fwasync.config import DeployConfig, TrainerJobConfig
 from fwasync.config.launch import Progress
 from fwasync.control.deployments import AsyncDeploymentManager
 from fwasync.control.states import judge_deployment, judge_job, short_state
@@ -43,6 +43,9 @@ def test_waiting_for_machines_is_told_from_getting_ready() -> None:
 
 
 def test_states_of_deployments() -> None:
+    for state in ("READY", "CREATING", "UPDATING"):
+        assert judge_deployment(state, most_replicas=0).action == "failed"
+        assert judge_deployment(state, most_replicas=1) == judge_deployment(state)
     states = ["READY", "CREATING", "UPDATING", None, "FAILED", "DELETING", "DELETED"]
     assert [judge_deployment(state).action for state in states] == ["ready", "check", "wait", "wait"] + ["failed"] * 3
     assert (short_state("JOB_STATE_RUNNING"), short_state("STATE_UNSPECIFIED")) == ("RUNNING", "UNSPECIFIED")
@@ -248,9 +251,28 @@ async def test_a_deployment_may_serve_while_its_state_lags_behind() -> None:
         info = await AsyncDeploymentManager(client).wait_for_ready("d", on_progress=notice)
     assert info.state == "READY"
     assert [p.state for p in seen] == ["CREATING"] * 3 + ["READY"]
+    assert [p.message for p in seen] == ["its completions answer 425"] * 3 + [""]
     assert plane.seen[-1].content == (
         b'{"model":"accounts/acme/deployments/d","prompt":[1,2],"max_tokens":4,"temperature":0.0}'
     )
+
+
+@virtual_time
+async def test_a_deployment_that_is_scaled_to_zero_is_not_waited_for() -> None:
+    plane = FakePlane()
+    zero = {"name": "accounts/acme/deployments/d", "state": "READY", "maxReplicaCount": 0, "baseModel": MODEL}
+    plane.rules.append(lambda request: (200, zero) if request.url.path.endswith("/deployments/d") else None)
+    async with plane.client() as client:
+        deployments = AsyncDeploymentManager(client)
+        assert (await deployments.get("d")).max_replica_count == 0
+        with pytest.raises(
+            errors.DeploymentFailedError, match=r"deployment d is READY: it is scaled to zero .*`update`"
+        ):
+            await deployments.wait_for_ready("d")
+        with pytest.raises(errors.DeploymentFailedError, match="scaled to zero"):
+            async with DeployConfig(deployment_id="d").launch(deployments, base_model=MODEL):
+                raise AssertionError
+    assert not [request for request in plane.seen if request.method != "GET"]
 
 
 @virtual_time

@@ -413,8 +413,16 @@ class TestClosing:
         async with raw_server() as server:
             async with Http(server.url, "key") as http:
                 await get(http)
-            with pytest.raises(errors.ClosedError):
+            with pytest.raises(errors.ClosedError, match="make another one"):
                 await get(http)
+            assert server.accepted == 1
+
+    async def test_it_belongs_to_the_loop_that_it_was_used_on_first(self) -> None:
+        async with raw_server() as server, Http(server.url, "key") as http:
+            await get(http)
+            with pytest.raises(errors.UsageError, match="another event loop"):
+                await anyio.to_thread.run_sync(asyncio.run, get(http))
+            await get(http)
             assert server.accepted == 1
 
     async def test_a_cancelled_closing_closes_all_the_same(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,6 +29,12 @@ def test_delays_stay_within_cap_and_budget(attempt: int, elapsed: float, jitter:
         assert delay == wanted if wanted is not None else 0 <= delay < 10
 
 
+def test_more_than_a_minute_is_not_heeded() -> None:
+    policy = RetryPolicy(base_s=1, cap_s=8)
+    delays = [policy.delay(1, elapsed_s=0, jitter=0.5, retry_after_s=wanted) for wanted in (60.0, 61.0, math.inf)]
+    assert delays == [60.0, 0.5, 0.5]
+
+
 def test_delays_double_up_to_the_cap() -> None:
     policy = RetryPolicy(base_s=1, cap_s=8)
     delays = [policy.delay(n, elapsed_s=0, jitter=0.5, retry_after_s=None) for n in range(1, 7)]
@@ -41,7 +49,7 @@ def test_delays_double_up_to_the_cap() -> None:
         ({"retry-after-ms": "250"}, 0.25),
         ({"retry-after": "Thu, 01 Jan 1970 00:00:30 GMT"}, 20.0),
         ({"retry-after": "Thu, 01 Jan 1970 00:00:05 GMT"}, None),
-        ({"retry-after": "3600"}, None),
+        ({"retry-after": "3600"}, 3600.0),
         ({"retry-after": "soon"}, None),
         ({"retry-after-ms": "x"}, None),
     ],

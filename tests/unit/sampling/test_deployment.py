@@ -425,6 +425,18 @@ async def test_a_busy_service_is_asked_again_without_holding_a_slot() -> None:
     assert client.drain_metrics() == []
 
 
+@pytest.mark.parametrize("wanted", ["120", "Thu, 01 Jan 2099 00:00:00 GMT"])
+def test_who_is_to_wait_for_long_waits_for_the_longest_pause(wanted: str) -> None:
+    @virtual_time
+    async def run() -> None:
+        client, _ = sampler(httpx.Response(429, headers={"retry-after": wanted}), good())
+        async with client:
+            assert await client.sample_with_prompt_tokens(PROMPT)
+        assert anyio.current_time() == pytest.approx(30)
+
+    run()
+
+
 @virtual_time
 async def test_seven_attempts_and_no_more() -> None:
     client, seen = sampler(httpx.Response(503, text=f"down {KEY}"))
@@ -580,7 +592,7 @@ async def test_what_goes_wrong_on_the_way_is_told_after_what_came_before() -> No
         raise httpx.ReadError("reset")
 
     fault = {"error": {"code": 503, "message": f"out of memory {KEY}"}}
-    failing = httpx.Response(200, content=events(piece("Hel", 5), fault, end=b""))
+    failing = httpx.Response(200, headers={"x-request-id": "r1"}, content=events(piece("Hel", 5), fault, end=b""))
     for answer, expected, says in (
         (httpx.Response(200, content=cut()), errors.StreamBrokenError, "reset"),
         (failing, errors.ServiceUnavailableError, r"out of memory \*\*\*"),
@@ -589,10 +601,11 @@ async def test_what_goes_wrong_on_the_way_is_told_after_what_came_before() -> No
         client, seen = sampler(answer)
         texts: list[str] = []
         async with client:
-            with pytest.raises(expected, match=says):
+            with pytest.raises(expected, match=says) as caught:
                 async with client.stream_with_prompt_tokens(PROMPT) as stream:
                     async for each in stream:
                         texts.append(each.text)
+        assert getattr(caught.value, "request_id", None) == ("r1" if answer is failing else None)
         assert texts == ([] if expected is errors.ProtocolError else ["Hel"])
         assert len(seen) == 1
 
@@ -703,6 +716,9 @@ async def test_misuse_sends_nothing() -> None:
     async with client:
         for says, prompt, n, options in (
             ("prompt_token_ids is empty", [], 1, {}),
+            ("must be token ids", "123", 1, {}),
+            ("must be token ids", [1.5], 1, {}),
+            ("must be token ids", None, 1, {}),
             ("n is 0", PROMPT, 0, {}),
             ("temperature is nan", PROMPT, 1, {"temperature": float("nan")}),
             ("temperature is -1", PROMPT, 1, {"temperature": -1}),

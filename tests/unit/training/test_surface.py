@@ -117,6 +117,23 @@ async def test_a_checkpoint_that_cannot_be_loaded_fails_on_entering() -> None:
                 raise AssertionError
 
 
+async def test_what_changes_the_next_delta_is_told() -> None:
+    trainer = FakeTrainer()
+    async with connected(trainer) as client:
+        epochs = [client.snapshot_epoch]
+        for call in (
+            lambda: client.save_state("a"),
+            lambda: client.save_weights_for_sampler("b"),
+            lambda: client.save_weights_for_sampler_ext("c"),
+            lambda: client.load_state("a"),
+            lambda: client.load_state_with_optimizer("a"),
+        ):
+            future = call()
+            epochs.append(client.snapshot_epoch)
+            await future
+    assert epochs == [0, 0, 1, 2, 3, 4]
+
+
 async def test_loading_a_checkpoint_has_its_time() -> None:
     trainer = FakeTrainer()
     trainer.hold("load_weights")

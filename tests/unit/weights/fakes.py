@@ -21,8 +21,10 @@ class Saved:
 class Trainer:
     """Saves snapshots; a save that was sent takes effect, also if the wait for it is cancelled."""
 
-    def __init__(self, latency: float = 0.0) -> None:
+    def __init__(self, latency: float = 0.0, *, lora_rank: int | None = 0) -> None:
         self.latency = latency
+        self.lora_rank = lora_rank
+        self.snapshot_epoch = 0
         self.saved: dict[str, Saved] = {}
         self.last: str | None = None
         self.fails = False

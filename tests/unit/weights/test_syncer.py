@@ -56,14 +56,33 @@ async def test_a_base_and_then_deltas_with_progress() -> None:
     assert timing["total_time_s"] == pytest.approx(0.5 + sum(timing.values()) - timing["total_time_s"])
 
 
+@pytest.mark.parametrize("told", ["syncer", "client"])
+def test_lora_is_always_loaded_in_full(told: str) -> None:
+    @virtual_time
+    async def run() -> None:
+        deployment = Deployment(Trainer(lora_rank=8 if told == "client" else None))
+        sync = syncer(deployment, lora_rank=8 if told == "syncer" else 0)
+        for name in "ab":
+            await sync.save_and_hotload(name)
+        assert [previous for _, previous in deployment.loads] == [None, None]
+        assert deployment.trainer.kinds == ["base", "base"]
+
+    run()
+
+
 @virtual_time
-async def test_lora_is_always_loaded_in_full() -> None:
+async def test_what_was_done_on_the_client_itself_forces_a_base() -> None:
     deployment = Deployment(Trainer())
-    sync = syncer(deployment, lora_rank=8)
+    sync = syncer(deployment)
     for name in "ab":
         await sync.save_and_hotload(name)
-    assert [previous for _, previous in deployment.loads] == [None, None]
-    assert deployment.trainer.kinds == ["base", "base"]
+    await deployment.trainer.save_weights_for_sampler_ext("by hand")
+    deployment.trainer.snapshot_epoch += 1
+    with pytest.raises(errors.UsageError, match="not known to be served"):
+        await sync.save_only("c", "delta")
+    await sync.save_and_hotload("d")
+    assert deployment.trainer.kinds == ["base", "delta", "base", "base"]
+    await goes_on(sync, deployment)
 
 
 @virtual_time
