@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test check docs bench bench-scale clean
+.PHONY: demo test check docs bench bench-scale skyrl clean
 
 demo: $(VENV)/.local
 	$(BIN)/fwasync demo
@@ -30,8 +30,12 @@ bench-scale: $(VENV)/.dev
 	$(BIN)/python benchmarks/environments.py
 	$(BIN)/python benchmarks/draw_scale.py --measure
 
+# A trainer service of others, in an environment of its own (2 GB): trains on it with everything that we have.
+skyrl: $(VENV)/.dev
+	$(BIN)/pytest tests/foreign/skyrl.py
+
 clean:
-	rm -rf $(VENV) .venv-bench-tinker .venv-older .venv-fireworks .venv-ray site
+	rm -rf $(VENV) .venv-skyrl .venv-bench-tinker .venv-older .venv-fireworks .venv-ray site
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fwasync needs Python 3.11 or newer, and this is " + sys.version.split()[0] + "; say `make PYTHON=python3.12 ...`")'
