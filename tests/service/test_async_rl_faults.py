@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 import pytest
 
-from fwasync import AsyncServiceClient, RetryPolicy, Rollout, RolloutContext, RolloutGroup
+from fwasync import AsyncServiceClient, RetryPolicy, Rollout, RolloutContext
 from fwasync.checkpoints.ledger import CheckpointLedger
 from fwasync.errors import (
     CircuitBreakerTrippedError,
@@ -25,6 +25,7 @@ from fwasync.errors import (
 from fwasync.recipes import async_rl
 from fwasync.recipes.groups import TakenRow
 from fwasync.recipes.trainers import Where
+from fwasync.rollout.trajectory import RolloutGroup
 from fwasync.testing import AsyncScriptedService, FailHotLoad, Fault, FaultPlan, Preempt, Status, local_service
 from service.control_client import BASE, SHAPE
 from service.endless import endless
