@@ -294,7 +294,8 @@ async def test_425_until_ready_is_waited_out(service: AsyncScriptedService) -> N
 
 async def test_a_storm_of_429_shrinks_the_window_and_passes(service: AsyncScriptedService) -> None:
     await service.set_faults(FaultPlan([Fault(Status(429, retry_after_s=0.03), "completions", every=2)]))
-    async with sampler_of(service) as sampler:
+    # One request may be refused again and again while others come between.
+    async with sampler_of(service, attempts=replace(SOON, attempts=100)) as sampler:
         controller = sampler.concurrency
         assert isinstance(controller, AdaptiveConcurrencyController)
         group = await sampler.sample_with_prompt_tokens(PROMPT, 16, max_tokens=2)
