@@ -10,7 +10,12 @@ import os
 import signal
 
 for _variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(_variable, "1")  # read when numpy and torch are imported
+    os.environ[_variable] = "1"  # read when numpy and torch are imported
+
+# Whatever proxy leads to the network, what runs on this machine is not asked through it.
+for _variable in ("NO_PROXY", "no_proxy"):
+    _others = [os.environ[_variable]] if os.environ.get(_variable) else []
+    os.environ[_variable] = ",".join([*_others, "127.0.0.1", "localhost", ".test"])
 
 # What a shell starts in the background begins deaf to Ctrl-C, and so would all that is started here.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

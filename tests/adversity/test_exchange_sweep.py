@@ -34,7 +34,7 @@ async def numbered(peer: Peer) -> None:
 
 
 async def asked(http: Http, word: bytes) -> None:
-    answer = await http.attempt("POST", "x", [word], timeout=20)
+    answer = await http.attempt("POST", "x", [word], timeout=100)
     assert answer.body == word + b"%d" % len(word)
 
 
@@ -43,12 +43,12 @@ async def small(http: Http) -> None:
 
 
 async def large(http: Http) -> None:
-    answer = await http.attempt("POST", "x", [b"large" * 20, bytes(300_000), bytes(300_000)], timeout=20)
+    answer = await http.attempt("POST", "x", [b"large" * 20, bytes(300_000), bytes(300_000)], timeout=100)
     assert answer.body.endswith(b"%d" % 600_100)
 
 
 async def streamed(http: Http) -> None:
-    answer = await http.stream("POST", "x", [b"stream"], accept="*/*", headers={}, timeout=20)
+    answer = await http.stream("POST", "x", [b"stream"], accept="*/*", headers={}, timeout=100)
     assert isinstance(answer, Streamed)
     async with answer:
         pieces: list[bytes] = []

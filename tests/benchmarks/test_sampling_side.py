@@ -111,7 +111,9 @@ async def test_the_load_tool_counts_answers(harness, url):
     after = harness.server_counts(url)
     assert rate > 0
     assert of_cpu > 0
-    assert after["completions"] > before["completions"] + 6
+    assert (
+        after["completions"] >= before["completions"] + 2
+    )  # one that tells the size, and one at least that is counted
 
 
 async def test_what_is_too_slow_is_cut_off_and_counts_as_far_as_it_came(harness, url, monkeypatch):

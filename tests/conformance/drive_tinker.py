@@ -274,7 +274,7 @@ class Drive:
         cloned = clone.compute_logprobs(prompt).result()
 
         async def give_up() -> str:
-            long = sampler.sample(prompt, 200, types.SamplingParams(max_tokens=200, stop=[]))
+            long = sampler.sample(prompt, 200, types.SamplingParams(max_tokens=400, stop=[]))
             try:
                 await asyncio.wait_for(long, 0.05)
             except TimeoutError:

@@ -110,7 +110,7 @@ def test_the_commands_of_the_readme(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=250,
     )
     assert done.returncode == 0, done.stderr
     dry, run = done.stdout.split("Nothing was started or spent.\n")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import anyio
 import anyio.lowlevel
@@ -75,8 +75,10 @@ def job(job_id: str) -> TrainerJobConfig:
     return TrainerJobConfig(base_model=TINY, requested_job_id=job_id)
 
 
-def sampler_of(service: AsyncScriptedService, name: str = "sampled") -> AsyncDeploymentSampler:
-    return AsyncDeploymentSampler(service.base_url, full_name(name), service.api_key, attempts=SOON)
+def sampler_of(
+    service: AsyncScriptedService, name: str = "sampled", attempts: AttemptPolicy = SOON
+) -> AsyncDeploymentSampler:
+    return AsyncDeploymentSampler(service.base_url, full_name(name), service.api_key, attempts=attempts)
 
 
 @asynccontextmanager
@@ -188,8 +190,9 @@ async def test_a_deployment_that_is_stuck_answers_425_until_it_is_released(
     await service.set_faults(FaultPlan([Fault(StuckProvisioning(), "create_deployment", nth=1)]))
     await plane.deployments.create(DeploymentConfig(deployment_id="stuck", base_model=TINY))
     with pytest.raises(errors.ProvisioningTimeoutError, match="CREATING"):
-        await plane.deployments.wait_for_ready("stuck", timeout_s=1)  # which is to have looked once
-    async with sampler_of(service, "stuck") as sampler, anyio.create_task_group() as tasks:
+        await plane.deployments.wait_for_ready("stuck", timeout_s=4)  # which is to have looked once
+    patient = replace(SOON, hotload_max_retries=10_000)
+    async with sampler_of(service, "stuck", patient) as sampler, anyio.create_task_group() as tasks:
         tasks.start_soon(sampler.sample_with_prompt_tokens, PROMPT)
         while not (seen := sampler.drain_metrics()):
             await anyio.sleep(0.01)
@@ -266,7 +269,7 @@ async def test_a_replica_that_stays_behind_is_seen_and_a_base_follows(
         before = await syncer.check_deployment_state()
         await service.set_faults(FaultPlan([Fault(StaleReplica(2), nth=1)]))
         with monkeypatch.context() as impatient:
-            impatient.setattr(syncer, "_timeout", 2.0)
+            impatient.setattr(syncer, "_timeout", 5.0)
             with pytest.raises(
                 errors.HotLoadTimeoutError, match=f"2 of 3 replicas ready; the others: idle, serving {before}"
             ):
@@ -291,7 +294,8 @@ async def test_425_until_ready_is_waited_out(service: AsyncScriptedService) -> N
 
 async def test_a_storm_of_429_shrinks_the_window_and_passes(service: AsyncScriptedService) -> None:
     await service.set_faults(FaultPlan([Fault(Status(429, retry_after_s=0.03), "completions", every=2)]))
-    async with sampler_of(service) as sampler:
+    # One request may be refused again and again while others come between.
+    async with sampler_of(service, attempts=replace(SOON, attempts=100)) as sampler:
         controller = sampler.concurrency
         assert isinstance(controller, AdaptiveConcurrencyController)
         group = await sampler.sample_with_prompt_tokens(PROMPT, 16, max_tokens=2)

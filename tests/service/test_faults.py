@@ -90,7 +90,7 @@ def weights(root: Path, path: str) -> dict[str, bytes]:
 
 def ask(service: Any, method: str, path: str, key: str | None = None) -> int:
     address = urlsplit(service.base_url)
-    connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=20)
+    connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=100)
     connection.request(method, path, headers={} if key is None else {"X-API-Key": key})
     status = connection.getresponse().status
     connection.close()
@@ -415,7 +415,7 @@ async def test_killed_after_a_checkpoint_and_resumed_as_if_nothing_had_been(tmp_
 def exchange(service: AsyncScriptedService) -> tuple[int, dict[str, str], bytes]:
     """One request on a bare socket, read until the connection ends: status, headers and body; 0 for no answer."""
     address = urlsplit(service.base_url)
-    with socket.create_connection((address.hostname, address.port or 0), timeout=20) as connection:
+    with socket.create_connection((address.hostname, address.port or 0), timeout=100) as connection:
         head = f"GET /api/v1/get_server_capabilities HTTP/1.1\r\nHost: x\r\nX-API-Key: {service.api_key}\r\n"
         connection.sendall(f"{head}Connection: close\r\n\r\n".encode())
         received = b""

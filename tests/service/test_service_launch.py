@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import anyio
 import httpx
@@ -15,15 +16,17 @@ from fwasync.local import LocalService, LocalServiceError, launch
 
 
 def is_alive(pid: int) -> bool:
+    """Whether a process exists and is no zombie that waits for whoever adopted it."""
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+        status = Path(f"/proc/{pid}/stat")
+        return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
         return False
-    return True
 
 
 async def status_of(service: LocalService, key: str) -> int:
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with httpx.AsyncClient(timeout=100, trust_env=False) as client:
         url = f"{service.base_url}/api/v1/get_server_capabilities"
         return (await client.get(url, headers={"X-API-Key": key})).status_code
 

@@ -173,9 +173,15 @@ def test_without_a_directory_a_temporary_one_is_used(tmp_path):
 
 def test_a_silent_session_is_ended(start, tmp_path, deadline):
     service = start(tmp_path, "--session-timeout-s", "0.2")
-    model = service.model()
+    for _ in deadline():  # until there is a model in time: this test may be slower than the session is patient
+        session_id = service.session()
+        body = {"session_id": session_id, "model_seq_id": 0, "base_model": service.model_name}
+        created = service.post("/create_model", body)
+        if created.status_code == 200:
+            break
+    service.result(created.json()["request_id"])
     for _ in deadline():
-        response = service.post("/get_info", {"model_id": model.id})
+        response = service.post("/get_info", {"model_id": created.json()["model_id"]})
         if response.status_code == 404:
             break
-    assert service.post("/session_heartbeat", {"session_id": model.session_id}).status_code == 410
+    assert service.post("/session_heartbeat", {"session_id": session_id}).status_code == 410

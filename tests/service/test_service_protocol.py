@@ -8,7 +8,7 @@ import tokenizers
 
 
 def test_healthz_needs_no_key(service):
-    response = httpx.get(f"{service.ready['base_url']}/api/v1/healthz", trust_env=False)
+    response = httpx.get(f"{service.ready['base_url']}/api/v1/healthz", timeout=100, trust_env=False)
     assert (response.status_code, response.json()) == (200, {"status": "ok"})
 
 
@@ -18,14 +18,14 @@ def test_healthz_needs_no_key(service):
 )
 def test_without_the_key_nothing_is_told(service, headers):
     for path in ("/api/v1/get_server_capabilities", "/api/v1/nothing_here"):
-        response = httpx.get(service.ready["base_url"] + path, headers=headers, trust_env=False)
+        response = httpx.get(service.ready["base_url"] + path, headers=headers, timeout=100, trust_env=False)
         assert response.status_code == 401
         assert "API key" in response.json()["detail"]
 
 
 def test_the_key_may_come_as_a_bearer_token(service):
     url = f"{service.ready['base_url']}/api/v1/get_server_capabilities"
-    response = httpx.get(url, headers={"Authorization": f"Bearer {service.key}"}, trust_env=False)
+    response = httpx.get(url, headers={"Authorization": f"Bearer {service.key}"}, timeout=100, trust_env=False)
     assert response.status_code == 200
 
 

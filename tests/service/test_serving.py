@@ -95,7 +95,7 @@ async def test_rollouts_sample_it_while_it_is_trained(tmp_path: Path, deployed: 
     versions: list[int | None] = []
     async with serving(tmp_path, deployed=deployed) as (trainers, served):
         await served.publish(0)
-        with anyio.fail_after(60):
+        with anyio.fail_after(200):
             async with AsyncRolloutScheduler(
                 range(6), rollout, settings, sampler=nullcontext(served), concurrency=served.concurrency
             ) as scheduler:

@@ -206,7 +206,7 @@ def test_a_failure_that_nobody_asked_for_is_raised_at_the_end(local: ScriptedSer
 def test_a_time_out_keeps_the_operation(local: ScriptedService, client: TrainingClient) -> None:
     local.set_faults(FaultPlan([Fault(SlowFuture(), "forward_backward", nth=1)]))
     with pytest.raises(errors.OperationTimeoutError, match=r"admitt(ed|ing)") as caught:
-        client.forward_backward(BATCH, timeout=0.1)
+        client.forward_backward(BATCH, timeout=2)  # in which it is to be sent
     future: Any = caught.value.future
     while future.state == "admitting":  # the answer to its submission may be late
         time.sleep(0.001)
@@ -293,7 +293,7 @@ def threads_left():
     others = [thread for thread in threading.enumerate() if thread is not threading.current_thread()]
     assert "fwasync-sync" not in [thread.name for thread in others]
     for thread in others:
-        thread.join(5)  # idle workers of the loop, which were told to end
+        thread.join(60)  # idle workers of the loop, which were told to end
     return threading.active_count() - 1
 
 def press_ctrl_c_once_it_waits():

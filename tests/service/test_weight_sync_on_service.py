@@ -53,7 +53,9 @@ async def test_a_trainer_is_followed_by_deltas_and_recovers_from_a_foreign_load(
         assert len(set(names)) == 3
         assert await syncer.check_deployment_state() == syncer.base_identity == names[-1]
         assert {entry.stage for entry in told} == {"saving", "loading", "warming up", "done"}
-        assert {(entry.ready, entry.replicas) for entry in told} >= {(0, 2), (2, 2)}
+        assert {entry.ready for entry in told if entry.stage == "done"} == {2}
+        # How many were ready at the other looks depends on when these were.
+        assert {entry.replicas for entry in told if entry.stage == "loading"} == {2}
 
         stray = (await client.save_weights_for_sampler_ext("stray")).snapshot_name
         names.append(await syncer.save_and_hotload("step"))  # a delta would be the difference to the stray one

@@ -66,7 +66,7 @@ class RawServer:
 
     async def all_gone(self) -> None:
         """Wait until no connection is open."""
-        with anyio.fail_after(20):
+        with anyio.fail_after(100):
             while self.open:
                 await anyio.sleep(0.001)
 

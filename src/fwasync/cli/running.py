@@ -5,11 +5,13 @@ Invariants
       once. The local service ends in both cases: it notices that its parent is gone.
     * A command that can stop at a good place is asked to do so first, and is cancelled by the second.
     * Whatever happens, the user gets a line that says so, and the exit status tells it too.
+    * A command that is over stays as it ended: a signal that comes while the interpreter ends is ignored.
 """
 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import os
 import signal
@@ -37,6 +39,7 @@ class _Interruption:
         self.number: int | None = None
         self._stop = stop
         self._cancel: Callable[[], object] | None = None
+        self._is_over = False
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         del frame
@@ -49,9 +52,10 @@ class _Interruption:
                 write_now(sys.stdout, _SHOW_CURSOR)
             os._exit(128 + number)
         self.number = number
-        if self._cancel is None:
+        if self._cancel is not None:
+            self._cancel()
+        elif not self._is_over:  # else the loop is being closed, which is not to be torn apart
             raise KeyboardInterrupt
-        self._cancel()
 
     @contextlib.contextmanager
     def cancels(self, scope: anyio.CancelScope) -> Generator[None, None, None]:
@@ -61,7 +65,7 @@ class _Interruption:
         try:
             yield
         finally:
-            self._cancel = None
+            self._cancel, self._is_over = None, True
 
 
 def execute(command: Callable[[], Awaitable[None]], *, debug: bool, stop: StopRequest | None = None) -> None:
@@ -82,6 +86,8 @@ def execute(command: Callable[[], Awaitable[None]], *, debug: bool, stop: StopRe
     except Exception as error:
         status = tell(error, debug=debug)
     finally:
+        atexit.unregister(_ignore_signals)
+        atexit.register(_ignore_signals)
         for number, handler in before.items():
             signal.signal(number, handler)
     if interruption.number is None and not status and stop is not None and stop.requested:
@@ -95,6 +101,11 @@ def execute(command: Callable[[], Awaitable[None]], *, debug: bool, stop: StopRe
 async def _supervise(command: Callable[[], Awaitable[None]], interruption: _Interruption) -> None:
     with anyio.CancelScope() as scope, interruption.cancels(scope):
         await command()
+
+
+def _ignore_signals() -> None:
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _end_at_once(number: int) -> None:

@@ -66,7 +66,7 @@ async def launch(
     api_key: str | None = None,
     port: int = 0,
     faults: bool = False,
-    startup_timeout: float = 30.0,
+    startup_timeout: float = 60.0,
 ) -> AsyncGenerator[LocalService, None]:
     """Run the local service as a child process for as long as the `async with` lasts.
 

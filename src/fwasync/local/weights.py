@@ -16,6 +16,7 @@ import re
 import secrets
 import shutil
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -137,9 +138,9 @@ class WeightStore:
             for directory in (self._root / kind).glob("*/[!.]*"):
                 path = WeightsPath(directory.parent.name.replace("~", ":"), kind, directory.name)
                 try:
-                    time = datetime.fromtimestamp(directory.stat().st_mtime_ns / 1e9, UTC)
+                    written = datetime.fromtimestamp(directory.stat().st_mtime_ns / 1e9, UTC)
                     size = sum(entry.stat().st_size for entry in directory.iterdir())
-                    found.append(Saved(path, directory, time, size, _read_notes(directory)))
+                    found.append(Saved(path, directory, written, size, _read_notes(directory)))
                 except OSError:
                     continue  # it was removed or overwritten just now
         return sorted(found, key=lambda entry: (entry.time, str(entry.path)), reverse=True)
@@ -151,11 +152,11 @@ class WeightStore:
             FileNotFoundError: It is not there.
         """
         directory = self.directory(path)
-        time = directory.stat()
+        before = directory.stat()
         new = directory / ".notes"
         new.write_text(json.dumps({**_read_notes(directory), name: value}) + "\n", encoding="utf-8")
         new.replace(directory / _NOTES)
-        os.utime(directory, ns=(time.st_atime_ns, time.st_mtime_ns))
+        os.utime(directory, ns=(before.st_atime_ns, before.st_mtime_ns))
 
     def delete(self, path: WeightsPath) -> None:
         """Remove a checkpoint or snapshot.
@@ -200,6 +201,8 @@ class WeightStore:
             (temporary / _NOTES).write_text(json.dumps(told) + "\n", encoding="utf-8")
             for entry in temporary.iterdir():
                 _sync(entry)
+            now = time.time_ns()  # the file system's own clock may stand still for some milliseconds
+            os.utime(temporary, ns=(now, now))
             _sync(temporary)
             self._move_in(temporary, target)
         except SafetensorError as error:

@@ -57,8 +57,9 @@ def _begin(given: dict[str, Any], tell: Tell) -> Any:
     timeout, arguments = given["timeout"], given["arguments"]
 
     def init(**mode: str) -> Any:
+        limit = {} if mode else {"init_timeout": timeout}  # of the network alone
         settings = wandb.Settings(
-            console="off", silent=True, init_timeout=timeout, x_stats_pid=given["pid"], program=given["program"]
+            console="off", silent=True, x_stats_pid=given["pid"], program=given["program"], **limit
         )
         return wandb.init(**arguments, resume="allow", allow_val_change=True, settings=settings, **mode)
 

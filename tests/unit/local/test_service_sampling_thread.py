@@ -49,7 +49,7 @@ class FakeSampler:
 
     def step(self) -> list[SampleResult]:
         self.in_step.release()
-        assert self.may_step.wait(10)
+        assert self.may_step.wait(100)
         self.steps += 1
         self.told = list(self.left)
         self.log.append(self.name)
@@ -97,10 +97,10 @@ class Bench:
     def load(self) -> SamplingLoad:
         answers: SimpleQueue[SamplingLoad] = SimpleQueue()
         self.thread.ask(answers.put)
-        return answers.get(timeout=10)
+        return answers.get(timeout=100)
 
     def next(self) -> tuple[str, dict]:
-        key, result = self.results.get(timeout=10)
+        key, result = self.results.get(timeout=100)
         return key, json.loads(json_of(result))
 
 
@@ -162,8 +162,11 @@ def test_an_impossible_request_fails_alone(bench):
 
 
 def test_a_fault_fails_what_runs_and_shows_nothing(bench):
-    bench.submit("a", "2", 100_000)  # it runs when the other one comes, and it is not nearly done
-    bench.submit("a", "1", 50, temperature=13.0)
+    bench.gate.clear()
+    bench.submit("a", "2", 5)
+    assert bench.in_step.acquire(timeout=100)  # it runs when the other one comes
+    bench.submit("a", "1", 5, temperature=13.0)
+    bench.gate.set()
     failed = dict([bench.next(), bench.next()])
     assert set(failed) == {"1", "2"}
     for body in failed.values():
@@ -201,7 +204,7 @@ def test_the_tokens_of_watched_requests_come_with_each_step(bench):
 def test_a_request_begins_with_the_step_that_gives_its_first_token(bench):
     bench.gate.clear()
     bench.submit("a", "watched", 2, watched=True)
-    assert bench.in_step.acquire(timeout=10)
+    assert bench.in_step.acquire(timeout=100)
     opened = time.monotonic()
     bench.gate.set()
     bench.next()

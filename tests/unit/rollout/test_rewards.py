@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +42,14 @@ def lives(pid: int) -> bool:
 
 
 async def gone(*pids: int) -> None:
-    with anyio.fail_after(60):
+    with anyio.fail_after(100):
         while any(map(lives, pids)):
             await anyio.sleep(0.02)
 
 
 async def told(path: Path) -> list[int]:
     file = anyio.Path(path)
-    with anyio.fail_after(60):
+    with anyio.fail_after(100):
         while not await file.exists():
             await anyio.sleep(0.02)
     return [int(pid) for pid in (await file.read_text()).split()]
@@ -299,7 +300,8 @@ async def test_a_program_that_is_interrupted_or_killed_leaves_no_process(
             await gone(worker, child)
         else:
             await gone(worker)  # by its own clock, which cannot know what the function started
-            os.kill(child, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # a parent that was slow to be killed may have ended it itself
+                os.kill(child, signal.SIGKILL)
     finally:
         process.kill()
         process.wait()

@@ -254,7 +254,7 @@ def test_ctrl_c_returns_also_while_the_loop_is_blocked(lease: Lease[None]) -> No
 
 def python(program: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False, timeout=200
     )
 
 

@@ -21,7 +21,7 @@ SEEN = []
 
 
 def status(service: ScriptedService) -> int:
-    connection = http.client.HTTPConnection(urlsplit(service.base_url).netloc, timeout=20)
+    connection = http.client.HTTPConnection(urlsplit(service.base_url).netloc, timeout=100)
     headers = {"X-API-Key": service.api_key}
     connection.request("GET", "/api/v1/get_server_capabilities", headers=headers)
     answer = connection.getresponse().status
@@ -72,7 +72,7 @@ def test_the_fixture_serves_tests_of_every_colour(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", str(tmp_path)]
     command += ["-o", "asyncio_default_fixture_loop_scope=function"]
     command += [] if found else ["-p", PLUGIN]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=100)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "4 passed" in done.stdout
 
@@ -82,7 +82,7 @@ def test_the_plugin_loads_nothing_heavy() -> None:
         "import sys, pytest; before = set(sys.modules); import fwasync.testing.plugin;"
         "new = {name.partition('.')[0] for name in set(sys.modules) - before}; print(sorted(new))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=200)
     heavy = {"aiohttp", "anyio", "asyncio", "httpx", "msgspec", "numpy", "tinker", "torch", "uvicorn"}
     assert done.stdout.strip()
     assert not heavy & set(eval(done.stdout))

@@ -80,7 +80,7 @@ async def test_a_line_for_each_record(tmp_path: Path) -> None:
 async def test_lines_appear_while_the_run_goes_on(tmp_path: Path) -> None:
     async with open_run(tmp_path / "run", config={}) as run:
         run.log("sft", 1, {})
-        with anyio.fail_after(30):
+        with anyio.fail_after(100):
             while not steps_of(run):
                 await anyio.lowlevel.checkpoint()
         assert steps_of(run) == [1]
@@ -506,7 +506,7 @@ async def test_the_view_is_told_everything(tmp_path: Path, monkeypatch: pytest.M
         run.gauge("in_flight", 3)
         run.log("rl", 1, {})
         run.message("hello")
-        with anyio.fail_after(30):
+        with anyio.fail_after(100):
             await view.ticked.wait()
     assert view.told == [("begin", "rl", 2), ("gauge", "in_flight", 3), ("show", 1), ("message", "hello"), ("close",)]
 

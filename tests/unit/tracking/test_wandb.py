@@ -89,13 +89,20 @@ class Stage:
         return open_run(self.log_path, config=config, **{"view": self.view, "wandb": WANDB, "resume": True, **given})
 
 
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a machine on which a process takes long to start; who tests the limits sets them."""
+    monkeypatch.setattr(wandb_module, "_FINISH_S", 200.0)
+    monkeypatch.setattr(wandb_module, "_FAIL_S", 200.0)
+
+
 @pytest.fixture
 def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
     return Stage(tmp_path, monkeypatch)
 
 
 async def eventually(condition: Callable[[], object]) -> None:
-    with anyio.fail_after(30):
+    with anyio.fail_after(100):
         while not condition():
             await anyio.sleep(0.005)
 

@@ -324,6 +324,7 @@ async def test_exit_raises_a_failure_that_nobody_awaited(trainer: FakeTrainer) -
     assert trainer2.applied == []
 
 
+@virtual_time
 async def test_exit_by_an_exception_withdraws_what_is_queued(trainer: FakeTrainer) -> None:
     gate = trainer.hold("forward_backward")
     with pytest.raises(KeyError):
