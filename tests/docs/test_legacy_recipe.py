@@ -45,8 +45,7 @@ def test_it_learns() -> None:
         rewards = json.loads(done.stdout.splitlines()[-1])
         models = local.effects().values()
     assert len(rewards) == 12
-    assert rewards[0] < 0.2
-    assert min(rewards[-2:]) > 0.5
+    assert min(rewards[-2:]) > 3 * rewards[0]
     [kinds] = [[operation.kind for operation in operations] for operations in models]
     assert kinds.count("optim_step") == kinds.count("forward_backward") == 12
     assert kinds.count("save_weights_for_sampler") == 13

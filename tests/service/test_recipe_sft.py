@@ -70,7 +70,7 @@ async def test_it_learns(tmp_path: Path, data: Path) -> None:
         await sft.train(config, where=Where(local.base_url, local.api_key))
     found = losses(config.log_path)
     assert len(found) == 60
-    assert found[-1] < 1 < 4 < found[0]
+    assert 3 * found[-1] < found[0]
     last = json.loads((config.log_path / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["eval/loss"] == pytest.approx(last["train/ce_loss"], abs=0.3)
 
