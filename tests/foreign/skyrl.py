@@ -12,7 +12,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -100,12 +100,6 @@ def _address(process: subprocess.Popen[bytes], log: Path) -> str:
     raise AssertionError(log.read_text(errors="replace"))
 
 
-@pytest.fixture
-async def service(url: str) -> AsyncIterator[AsyncServiceClient]:
-    async with AsyncServiceClient(url, KEY) as service:
-        yield service
-
-
 def datum(text: list[int] = TEXT) -> types.Datum:
     return types.Datum(
         model_input=types.ModelInput.from_ints(text[:-1]),
@@ -118,48 +112,54 @@ async def logprobs(client: AsyncTrainingClient, text: list[int] = TEXT) -> np.nd
     return np.array(output.loss_fn_outputs[0]["logprobs"].data)
 
 
-async def test_one_model_has_the_same_logprobs_there_and_here(service: AsyncServiceClient, model: Path) -> None:
-    async with service.create_training_client(str(model), lora_rank=8) as client:
-        there = await logprobs(client)
+async def test_one_model_has_the_same_logprobs_there_and_here(url: str, model: Path) -> None:
+    async with AsyncServiceClient(url, KEY) as service:
+        async with service.create_training_client(str(model), lora_rank=8) as client:
+            there = await logprobs(client)
     async with launch() as local, AsyncServiceClient(local.base_url, local.api_key) as service:
         async with service.create_training_client("fwasync/qwen3-tiny", lora_rank=8) as client:
             here = await logprobs(client)
     np.testing.assert_allclose(there, here, atol=1e-4)
 
 
-async def test_it_trains_is_cancelled_saves_and_samples(service: AsyncServiceClient, model: Path) -> None:
-    adam = types.AdamParams(learning_rate=1e-3)
-    async with service.create_training_client(str(model), lora_rank=8) as client:
-        before = await logprobs(client)
-        submitted = [(client.forward_backward([datum()], "cross_entropy"), client.optim_step(adam)) for _ in range(10)]
-        for output, update in submitted:
-            await output
-            await update
-        assert (await logprobs(client)).sum() > before.sum() + 1
+async def test_it_trains_is_cancelled_saves_and_samples(url: str, model: Path) -> None:
+    async with AsyncServiceClient(url, KEY) as service:
+        adam = types.AdamParams(learning_rate=1e-3)
+        async with service.create_training_client(str(model), lora_rank=8) as client:
+            before = await logprobs(client)
+            submitted = [
+                (client.forward_backward([datum()], "cross_entropy"), client.optim_step(adam)) for _ in range(10)
+            ]
+            for output, update in submitted:
+                await output
+                await update
+            assert (await logprobs(client)).sum() > before.sum() + 1
 
-        with anyio.move_on_after(0.01) as scope:
-            await client.forward_backward([datum()], "cross_entropy")
-        assert scope.cancelled_caught
-        await client.forward_backward_custom([datum()], lambda data, found: (-sum(each.sum() for each in found), {}))
-        await client.optim_step(adam)
+            with anyio.move_on_after(0.01) as scope:
+                await client.forward_backward([datum()], "cross_entropy")
+            assert scope.cancelled_caught
+            await client.forward_backward_custom(
+                [datum()], lambda data, found: (-sum(each.sum() for each in found), {})
+            )
+            await client.optim_step(adam)
 
-        trained = await logprobs(client)
-        state, snapshot = await client.save_state("state"), await client.save_weights_for_sampler("snapshot")
-        assert await client.list_checkpoints() == [state.path]
-    async with service.create_training_client_from_state_with_optimizer(
-        state.path, base_model=str(model), lora_rank=8
-    ) as client:
-        np.testing.assert_allclose(await logprobs(client), trained, atol=1e-5)
-    async with service.create_sampling_client(model_path=snapshot.path) as sampler:
-        prompt, params = types.ModelInput.from_ints(TEXT), types.SamplingParams(max_tokens=8, seed=7)
-        np.testing.assert_allclose((await sampler.compute_logprobs(prompt))[1:], trained, atol=1e-4)
-        first, second = [(await sampler.sample(prompt, 1, params)).sequences[0] for _ in range(2)]
-        assert list(first.tokens) == list(second.tokens)
-        with anyio.move_on_after(0.05) as scope:
-            async with anyio.create_task_group() as group:
-                for _ in range(64):
-                    group.start_soon(sampler.sample, prompt, 1, types.SamplingParams(max_tokens=8))
-        assert scope.cancelled_caught
+            trained = await logprobs(client)
+            state, snapshot = await client.save_state("state"), await client.save_weights_for_sampler("snapshot")
+            assert await client.list_checkpoints() == [state.path]
+        async with service.create_training_client_from_state_with_optimizer(
+            state.path, base_model=str(model), lora_rank=8
+        ) as client:
+            np.testing.assert_allclose(await logprobs(client), trained, atol=1e-5)
+        async with service.create_sampling_client(model_path=snapshot.path) as sampler:
+            prompt, params = types.ModelInput.from_ints(TEXT), types.SamplingParams(max_tokens=8, seed=7)
+            np.testing.assert_allclose((await sampler.compute_logprobs(prompt))[1:], trained, atol=1e-4)
+            first, second = [(await sampler.sample(prompt, 1, params)).sequences[0] for _ in range(2)]
+            assert list(first.tokens) == list(second.tokens)
+            with anyio.move_on_after(0.05) as scope:
+                async with anyio.create_task_group() as group:
+                    for _ in range(64):
+                        group.start_soon(sampler.sample, prompt, 1, types.SamplingParams(max_tokens=8))
+            assert scope.cancelled_caught
 
 
 def reward(text: str, row: PromptRow) -> float:
