@@ -66,6 +66,11 @@ async def run_promote(
     job = job_id or entry.source_job_id
     if not job:
         raise UsageError(f"checkpoint {entry.name!r} does not say which trainer job saved it; pass --job-id")
+    if job_id is None and entry.sampler_path.startswith(f"tinker://{job}/"):
+        raise UsageError(
+            f"checkpoint {entry.name!r} was saved on a service without trainer jobs, where nothing is promoted: "
+            f"sample from {entry.sampler_path}"
+        )
     async with AsyncFireworksClient(base_url, api_key) as fireworks:
         print(f"Promoting {entry.name} of trainer job {job} …", flush=True)
         model = await promote(fireworks, replace(entry, source_job_id=job), output_model_id, base_model=base_model)

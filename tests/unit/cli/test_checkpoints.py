@@ -114,4 +114,8 @@ async def test_runs_that_have_none(tmp_path: Path, asked: list[tuple[Any, ...]])
     await CheckpointLedger(tmp_path).append(CheckpointEntry("b", 2, sampler_path="s"))
     with pytest.raises(UsageError, match="pass --job-id"):
         await promote(tmp_path, "m")
+    path = "tinker://model-1:train:0/sampler_weights/c"
+    await CheckpointLedger(tmp_path).append(CheckpointEntry("c", 3, source_job_id="model-1:train:0", sampler_path=path))
+    with pytest.raises(UsageError, match=f"a service without trainer jobs.*: sample from {path}"):
+        await promote(tmp_path, "m")
     assert asked == []
