@@ -110,7 +110,7 @@ def test_the_error_is_a_usage_error_and_survives_pickling(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (gzip.compress(b"{}"), "is gzip: unpack"),
+        (gzip.compress(b"{}", mtime=0), "is gzip: unpack"),
         (json.dumps(GOOD).encode("utf-16"), "is UTF-16: save it as UTF-8"),
         (b"PAR1\x15\x04", "is Parquet: write its rows as JSON"),
     ],
