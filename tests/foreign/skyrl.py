@@ -23,6 +23,7 @@ import pytest
 
 from fwasync import AsyncServiceClient, AsyncTrainingClient, types
 from fwasync.data.prompts import PromptRow
+from fwasync.errors import BadRequestError, ConflictError, UsageError
 from fwasync.local import launch
 from fwasync.local.engine.numpy_engine import NumpyEngine
 from fwasync.local.tokenizer import save_tokenizer
@@ -33,10 +34,7 @@ SKYRL = ("skyrl[jax,tinker]==0.3.0", "tinker==0.24.1", "jax==0.10.2", "flax==0.1
 KEY = "tml-any"  # it asks for none
 TEXT = list(b"to be, or not to be")
 
-pytestmark = [
-    pytest.mark.timeout(1800),  # it compiles for each new shape
-    pytest.mark.filterwarnings("ignore:.*:ResourceWarning"),
-]
+pytestmark = pytest.mark.timeout(1800)  # it compiles for each new shape
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +158,42 @@ async def test_it_trains_is_cancelled_saves_and_samples(url: str, model: Path) -
                     for _ in range(64):
                         group.start_soon(sampler.sample, prompt, 1, types.SamplingParams(max_tokens=8))
             assert scope.cancelled_caught
+
+
+async def test_what_is_different_there(url: str, model: Path, tmp_path: Path) -> None:
+    """As docs/other-services.md tells it."""
+    norms: list[float] = []
+    async with AsyncServiceClient(url, KEY) as service:
+        for weight in (1.0, 2.0):
+            async with service.create_training_client(str(model), lora_rank=8, seed=1) as client:
+                heavy = datum()
+                heavy.loss_fn_inputs["weights"] = types.TensorData.from_numpy(
+                    np.full(len(TEXT) - 1, weight, np.float32)
+                )
+                output = await client.forward_backward([heavy], "cross_entropy")
+                update = await client.optim_step(types.AdamParams(learning_rate=0.0))
+                assert output.metrics == {}
+                assert update.metrics is not None
+                norms.append(update.metrics["skyrl.ai/grad_norm"])
+                with pytest.raises(BadRequestError, match="literal_error"):
+                    await client.forward([datum()], "dro")
+                await client.save_state("twice")
+                with pytest.raises(ConflictError):
+                    await client.save_state("twice")
+        assert norms[1] == pytest.approx(norms[0], rel=1e-3), "gradients are means"
+        with pytest.raises(BadRequestError, match="lora_config"):
+            async with service.create_base_training_client(str(model)):
+                raise AssertionError
+    (tmp_path / "rows.jsonl").write_text('{"messages": [{"role": "assistant", "content": "hello"}]}\n')
+    config = sft.Config(
+        log_path=tmp_path / "run",
+        dataset=str(tmp_path / "rows.jsonl"),
+        base_model=str(model),
+        tokenizer_model=str(model),
+        lora_rank=8,
+    )
+    with pytest.raises(UsageError, match="set max_seq_len"):
+        await sft.train(config, where=Where(url, KEY))
 
 
 def reward(text: str, row: PromptRow) -> float:

@@ -7,6 +7,7 @@ import re
 import shutil
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -137,9 +138,27 @@ class Silent(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None: ...
 
 
-@pytest.fixture
-def silent() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Silent) as server:
+class JsonOnly(Silent):
+    """A service that takes every batch for JSON, and fails over what is none."""
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        if not self.path.endswith("/forward_backward"):
+            super().do_POST()
+            return
+        try:
+            body.decode()
+        except UnicodeDecodeError:
+            self.send_response(500)
+        else:
+            self.send_response(422)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+
+@contextmanager
+def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
@@ -147,8 +166,14 @@ def silent() -> Iterator[str]:
         thread.join()
 
 
-async def test_a_server_that_is_something_else(silent: str, found: Callable[[], Verdicts]) -> None:
-    with pytest.raises(CommandError, match="2 of these"):
+async def test_a_service_that_reads_json_only() -> None:
+    with serving(JsonOnly) as url:
+        checkup = doctor._Checkup(Patient(url, "k"), url, "k")
+        assert await checkup.wire() == "batches are taken as json"
+
+
+async def test_a_server_that_is_something_else(found: Callable[[], Verdicts]) -> None:
+    with serving(Silent) as silent, pytest.raises(CommandError, match="2 of these"):
         await run_doctor(Patient(silent, "k"))
     verdicts = found()
     assert "is not a trainer service" in verdicts["trainer API"][1]

@@ -234,7 +234,10 @@ class _Training:
             if config.trajectory_dir is not None:
                 await anyio.to_thread.run_sync(write_trajectories, config.trajectory_dir, number, collected.kept)
         except Exception as error:  # what is done is logged and saved, whatever comes after it
-            failure = failure or error
+            if failure is None:
+                failure = error
+            else:
+                failure.add_note(f"and then: {error!r}")
         self.run.log(PHASE, number, metrics)
         if saving is not None:
             self.checkpoint = await session.checkpoints.finish(saving)

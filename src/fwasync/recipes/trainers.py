@@ -242,10 +242,7 @@ class Where:
         jobs, deployments = AsyncTrainerJobManager(fireworks), AsyncDeploymentManager(fireworks)
         stages = 1
         if deploy is not None and infra.training_shape_id is not None:
-            shape = await fireworks.resolve_training_profile(infra.training_shape_id)
-            stages = shape.pipeline_parallelism
-            if not deploy.deployment_shape and not deploy.deployment_accelerator_type and shape.deployment_shape:
-                deploy = deploy.model_copy(update={"deployment_shape": shape.deployment_shape})
+            stages = (await fireworks.resolve_training_profile(infra.training_shape_id)).pipeline_parallelism
         own = await stack.enter_async_context(claimed(config, infra, deploy, jobs, deployments, tell))
         if start is not None and tell is not None:
             await _tell_of_the_last_job(jobs, start, tell, own.taken)

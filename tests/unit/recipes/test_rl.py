@@ -247,6 +247,13 @@ async def test_metrics_have_the_cookbooks_names(tmp_path: Path) -> None:
     assert [record.get("eval/version") for record in fixture.records] == [None, 2, 3]
 
 
+async def test_a_loss_that_the_service_does_not_tell_is_not_logged(tmp_path: Path) -> None:
+    fixture = Fixture(tmp_path)
+    fixture.trainer.metrics = {}
+    await fixture.train(max_steps=1)
+    assert "train/loss" not in fixture.records[0]
+
+
 async def test_nothing_to_learn_is_an_error(tmp_path: Path) -> None:
     fixture = Fixture(tmp_path)
     with pytest.raises(DatasetError, match="nothing was trained: 10 sampled, 0 kept, 10 filtered, 0 failed"):

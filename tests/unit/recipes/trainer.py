@@ -41,6 +41,7 @@ class Trainer:
         self.forwards: list[list[Any]] = []
         self.normalizations: list[str | None] = []
         self.save_timeouts: list[float] = []
+        self.metrics = {"loss:sum": 3.5}
 
     def forward(self, data: Any, loss_fn: str, *, timeout: float) -> Future:
         self.forwards.append(list(data))
@@ -58,7 +59,7 @@ class Trainer:
         logprobs = [
             {"logprobs": TensorData.from_numpy(np.full(datum.model_input.length, -1, np.float32))} for datum in data
         ]
-        return ForwardBackwardOutput(loss_fn_output_type="", loss_fn_outputs=logprobs, metrics={"loss:sum": 3.5})
+        return ForwardBackwardOutput(loss_fn_output_type="", loss_fn_outputs=logprobs, metrics=self.metrics)
 
     def optim_step(self, adam: Any, normalization: str | None = None, *, timeout: float = 0) -> Future:
         self.normalizations.append(normalization)
